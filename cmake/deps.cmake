@@ -1,0 +1,40 @@
+# Third-party code: Debian packages only, static wherever Debian has a static library. None of it is copied into
+# the repository. `tools/install_deps.sh` installs the packages named here.
+find_package(Threads REQUIRED)
+find_package(fmt REQUIRED)              # libfmt-dev (header-only use: Debian has no static one)
+find_package(spdlog REQUIRED)           # libspdlog-dev (header-only use)
+find_package(nlohmann_json REQUIRED)    # nlohmann-json3-dev
+find_package(Boost 1.74 REQUIRED)       # libboost1.81-dev: Beast and Asio, headers only
+
+# Prefers lib<name>.a over the shared object.
+function(reft_static_library target name header)
+  find_library(${target}_LIBRARY NAMES lib${name}.a ${name} REQUIRED)
+  find_path(${target}_INCLUDE NAMES ${header} REQUIRED)
+  add_library(${target} INTERFACE)
+  target_link_libraries(${target} INTERFACE ${${target}_LIBRARY})
+  target_include_directories(${target} SYSTEM INTERFACE ${${target}_INCLUDE})
+endfunction()
+
+reft_static_library(reft_pcre2 pcre2-8 pcre2.h)         # libpcre2-dev
+target_compile_definitions(reft_pcre2 INTERFACE PCRE2_CODE_UNIT_WIDTH=8 PCRE2_STATIC)
+reft_static_library(reft_utf8proc utf8proc utf8proc.h)  # libutf8proc-dev
+target_compile_definitions(reft_utf8proc INTERFACE UTF8PROC_STATIC)
+reft_static_library(reft_ssl ssl openssl/ssl.h)         # libssl-dev
+reft_static_library(reft_crypto crypto openssl/sha.h)
+target_link_libraries(reft_ssl INTERFACE reft_crypto Threads::Threads ${CMAKE_DL_LIBS})
+reft_static_library(reft_edit_only edit histedit.h)     # libedit-dev
+reft_static_library(reft_tinfo tinfo term.h)            # libncurses-dev
+reft_static_library(reft_bsd bsd bsd/string.h)          # libbsd-dev
+reft_static_library(reft_md md md5.h)                   # libmd-dev
+add_library(reft_edit INTERFACE)
+target_link_libraries(reft_edit INTERFACE reft_edit_only reft_tinfo reft_bsd reft_md)
+
+add_library(reft_http INTERFACE)
+target_link_libraries(reft_http INTERFACE reft_ssl)
+target_include_directories(reft_http SYSTEM INTERFACE ${Boost_INCLUDE_DIRS})
+target_compile_definitions(reft_http INTERFACE BOOST_ERROR_CODE_HEADER_ONLY BOOST_ASIO_SEPARATE_COMPILATION
+                           BOOST_BEAST_SEPARATE_COMPILATION)
+
+if(REFT_TESTS)
+  find_package(GTest REQUIRED)          # libgtest-dev, libgmock-dev
+endif()

@@ -1,0 +1,50 @@
+// A tree of modules that own parameters. A parameter is named once, where it is declared, by its Hugging Face
+// key; load, save, shard, LoRA, optimizer and print all walk the same list.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "ops/weight.h"
+
+namespace reft {
+
+// One tensor of the checkpoint and where it goes.
+struct Parameter {
+  std::string name;  // relative to its module: "weight", "q_proj.weight"
+  Shape shape;
+  bool optional = false;                   // absent in some checkpoints (a bias, a tied head)
+  std::function<void(const Tensor&)> set;  // receives the file's tensor (CPU view, file's dtype, exact shape)
+  // A tensor for `--load_format dummy`: random normal with this standard deviation around this mean.
+  float dummy_mean = 0.0f;
+  float dummy_std = 0.02f;
+};
+
+class Module {
+ public:
+  Module() = default;
+  // Registers this module as `parent`'s child under `name` (may contain dots; empty: the parent's own prefix).
+  Module(Module* parent, std::string name);
+  virtual ~Module() = default;
+  Module(const Module&) = delete;
+  Module& operator=(const Module&) = delete;
+
+  // Calls f(full name, parameter) for all parameters, depth first in order of declaration.
+  void visit(const std::function<void(const std::string& name, Parameter& parameter)>& f,
+             const std::string& prefix = "");
+  // After all parameters are set: fuse, pack, move to the device. Called depth first by the loader, in
+  // parallel over modules; the base does nothing.
+  virtual void finish_loading(Device device, DType compute);
+  void for_each_module(const std::function<void(Module&)>& f);
+
+ protected:
+  void add_parameter(Parameter parameter);
+
+ private:
+  std::string name_;
+  std::vector<Module*> children_;
+  std::vector<Parameter> parameters_;
+};
+
+}  // namespace reft

@@ -1,0 +1,16 @@
+// y = x Wᵀ + b.
+#pragma once
+
+#include "ops/weight.h"
+
+namespace reft {
+
+// x: [T, K] float; weight: [N, K] after prepare_weight; bias: [N] float32 or undefined. Returns [T, N] in x's dtype; accumulates
+// in fp32. On the CPU, activations are float32; against block formats they are quantised to 8 bits per
+// 32 values, as ggml does, and against bf16/fp16 weights they may be rounded to that dtype where the CPU has a
+// dot instruction for it.
+// Throws Error on a shape mismatch. Follows torch.nn.functional.linear.
+Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias = {});
+extern Kernel<void(Tensor& y, const Tensor& x, const Weight& weight, const Tensor& bias)> linear_kernel;
+
+}  // namespace reft
