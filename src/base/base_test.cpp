@@ -40,7 +40,8 @@ TEST(ThreadPool, RethrowsAndSurvives) {
   ThreadPool pool(2);
   EXPECT_THROW(pool.run([](int worker, int) {
     if (worker == 1) fail("worker {} failed", worker);
-  }), Error);
+  }),
+               Error);
   std::atomic<int> calls{0};
   pool.run([&](int, int) { calls++; });
   EXPECT_EQ(calls, 2);

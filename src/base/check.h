@@ -1,5 +1,6 @@
-// Errors. Everything that can go wrong because of input throws `Error` with a message that names the
-// thing at fault; a programming error is an `Error` too, so that one request can never end the process.
+// Errors. Everything that can go wrong because of input throws `Error` with a message that names
+// the thing at fault; a programming error is an `Error` too, so that one request can never end the
+// process.
 #pragma once
 
 #include <fmt/core.h>
@@ -22,7 +23,8 @@ template <class... Args>
   throw Error(fmt::format(format, std::forward<Args>(args)...));
 }
 
-// Throws Error with the formatted message unless `ok`. Arguments are evaluated but only formatted on failure.
+// Throws Error with the formatted message unless `ok`. Arguments are evaluated but only formatted
+// on failure.
 template <class... Args>
 void check(bool ok, fmt::format_string<Args...> format, Args&&... args) {
   if (!ok) [[unlikely]] {

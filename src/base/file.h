@@ -29,7 +29,8 @@ class MappedFile {
 
 // Throws Error naming the path.
 std::string read_file(const std::string& path);
-// Writes to `path`.tmp-PID, syncs, renames. Throws Error naming the path; the old file survives a failure.
+// Writes to `path`.tmp-PID, syncs, renames. Throws Error naming the path; the old file survives a
+// failure.
 void write_file_atomic(const std::string& path, std::string_view data);
 
 }  // namespace reft

@@ -12,7 +12,8 @@ namespace reft {
 
 enum class LogLevel { kDebug, kInfo, kWarning, kError, kOff };
 
-// Lines below `level` are dropped. The default is kInfo, or REFT_LOG_LEVEL (debug|info|warning|error|off).
+// Lines below `level` are dropped. The default is kInfo, or REFT_LOG_LEVEL
+// (debug|info|warning|error|off).
 void set_log_level(LogLevel level);
 LogLevel log_level();
 // Throws Error on an unknown name.
@@ -23,7 +24,8 @@ void write_log(LogLevel level, std::string_view component, std::string_view mess
 template <class... Args>
 void log(LogLevel level, std::string_view component, fmt::format_string<Args...> format,
          Args&&... args) {
-  if (level >= log_level()) write_log(level, component, fmt::format(format, std::forward<Args>(args)...));
+  if (level >= log_level())
+    write_log(level, component, fmt::format(format, std::forward<Args>(args)...));
 }
 template <class... Args>
 void log_debug(std::string_view component, fmt::format_string<Args...> format, Args&&... args) {

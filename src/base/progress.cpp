@@ -55,9 +55,9 @@ struct ProgressBar::State {
     const std::string counts =
         bytes ? fmt::format("{:.1f}/{:.1f} MB", double(done) / 1e6, double(total) / 1e6)
               : fmt::format("{:4}/{:4}", done, total);
-    const std::string line = fmt::format(" {}▏ {:5.1f}% [{} | {} | {:.0f}s<{:.0f}s] {}", bar,
-                                         fraction * 100, counts, rate_text(rate, bytes), seconds,
-                                         std::max(0.0, left), label);
+    const std::string line =
+        fmt::format(" {}▏ {:5.1f}% [{} | {} | {:.0f}s<{:.0f}s] {}", bar, fraction * 100, counts,
+                    rate_text(rate, bytes), seconds, std::max(0.0, left), label);
     std::fprintf(stderr, "%s%s%s", terminal ? "\r\x1b[2K" : "", line.c_str(), last ? "\n" : "");
     std::fflush(stderr);
   }

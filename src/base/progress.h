@@ -1,5 +1,5 @@
-// A progress bar on stderr: ` ████████▏ 100.0% [ 199/ 199 | 476.2 Hz | 0s<0s] label`. Drawn in place on a
-// terminal; elsewhere only the finished bar is printed. Thread-safe.
+// A progress bar on stderr: ` ████████▏ 100.0% [ 199/ 199 | 476.2 Hz | 0s<0s] label`. Drawn in
+// place on a terminal; elsewhere only the finished bar is printed. Thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,8 @@ namespace reft {
 
 class ProgressBar {
  public:
-  // `total` counts items, or bytes with `unit_bytes` (rates then read MB/s). `quiet` prints nothing.
+  // `total` counts items, or bytes with `unit_bytes` (rates then read MB/s). `quiet` prints
+  // nothing.
   ProgressBar(int64_t total, std::string label, bool unit_bytes = false, bool quiet = false);
   ~ProgressBar();  // finishes the bar
   ProgressBar(const ProgressBar&) = delete;

@@ -15,7 +15,8 @@
 namespace reft {
 namespace {
 
-// About 50 us of pause instructions: longer than the gap between two ops, shorter than anyone would notice.
+// About 50 us of pause instructions: longer than the gap between two ops, shorter than anyone would
+// notice.
 constexpr int kSpins = 4000;
 
 void spin_pause() {

@@ -1,9 +1,10 @@
 // The compute threads. One pool per process, used by the CPU backend and by loading.
 //
-// Contract: `run` and `parallel_for` may be called from one thread at a time per pool (calls from several
-// threads are serialised by a lock); a call from inside a worker runs inline on that worker. Workers spin
-// for a short while after each job (a decode step is hundreds of small jobs) and then sleep: an idle pool
-// uses no CPU. An exception from the callable is rethrown to the caller after all workers stopped.
+// Contract: `run` and `parallel_for` may be called from one thread at a time per pool (calls from
+// several threads are serialised by a lock); a call from inside a worker runs inline on that
+// worker. Workers spin for a short while after each job (a decode step is hundreds of small jobs)
+// and then sleep: an idle pool uses no CPU. An exception from the callable is rethrown to the
+// caller after all workers stopped.
 #pragma once
 
 #include <cstdint>
@@ -22,11 +23,12 @@ class ThreadPool {
 
   int num_threads() const;
 
-  // Calls f(worker, num_threads) once on every thread, the caller being worker 0, and waits for all.
+  // Calls f(worker, num_threads) once on every thread, the caller being worker 0, and waits for
+  // all.
   void run(FunctionRef<void(int worker, int num_workers)> f);
 
-  // Calls f(begin, end) over disjoint chunks that cover [0, n); chunks are at least `grain` long (the last
-  // may be shorter) and handed out dynamically. Runs inline when one chunk is enough.
+  // Calls f(begin, end) over disjoint chunks that cover [0, n); chunks are at least `grain` long
+  // (the last may be shorter) and handed out dynamically. Runs inline when one chunk is enough.
   void parallel_for(int64_t n, int64_t grain, FunctionRef<void(int64_t begin, int64_t end)> f);
 
  private:
