@@ -432,65 +432,63 @@ std::string ArgParser::help() const {
            : p.required      ? " " + p.name
                              : " [" + p.name + "]";
   }
-  " : "[{}] ", p.name);
-}
-if (!s.options.empty()) out += " [flags]";
-out += "\n";
-if (!s.description.empty()) out += "\nDESCRIPTION\n" + wrap(s.description, 4, kWidth);
-if (!s.positionals.empty()) {
-  out += "\nARGUMENTS\n";
-  for (const auto& p : s.positionals) out += "    " + p.name + "\n" + wrap(p.help, 8, kWidth);
-}
-for (size_t group = 0; group < s.groups.size(); ++group) {
-  std::string body;
-  std::string ignored_names;
-  for (const auto& option : s.options) {
-    if (option.group != group) continue;
-    if (option.kind >= State::Kind::kIgnoredValue) {
-      ignored_names += (ignored_names.empty() ? "" : " ") + flag_text(option.name);
-      continue;
+  if (!s.options.empty()) out += " [flags]";
+  out += "\n";
+  if (!s.description.empty()) out += "\nDESCRIPTION\n" + wrap(s.description, 4, kWidth);
+  if (!s.positionals.empty()) {
+    out += "\nARGUMENTS\n";
+    for (const auto& p : s.positionals) out += "    " + p.name + "\n" + wrap(p.help, 8, kWidth);
+  }
+  for (size_t group = 0; group < s.groups.size(); ++group) {
+    std::string body;
+    std::string ignored_names;
+    for (const auto& option : s.options) {
+      if (option.group != group) continue;
+      if (option.kind >= State::Kind::kIgnoredValue) {
+        ignored_names += (ignored_names.empty() ? "" : " ") + flag_text(option.name);
+        continue;
+      }
+      std::string line = "    " + flag_text(option.name);
+      for (const auto& alias : option.aliases) line += ", " + flag_text(alias);
+      if (option.kind == State::Kind::kBool) {
+        line += ", --no-" + dashed(option.name);
+      } else if (!option.choices.empty()) {
+        line += " " + State::joined(option.choices, "|");
+      } else {
+        line += option.kind == State::Kind::kInteger  ? " N"
+                : option.kind == State::Kind::kNumber ? " X"
+                : option.kind == State::Kind::kList   ? " VALUE..."
+                                                      : " VALUE";
+      }
+      std::string text = option.help;
+      if (!option.default_text.empty()) text += fmt::format(" (default: {})", option.default_text);
+      body += line + "\n" + wrap(text, 8, kWidth);
     }
-    std::string line = "    " + flag_text(option.name);
-    for (const auto& alias : option.aliases) line += ", " + flag_text(alias);
-    if (option.kind == State::Kind::kBool) {
-      line += ", --no-" + dashed(option.name);
-    } else if (!option.choices.empty()) {
-      line += " " + State::joined(option.choices, "|");
-    } else {
-      line += option.kind == State::Kind::kInteger  ? " N"
-              : option.kind == State::Kind::kNumber ? " X"
-              : option.kind == State::Kind::kList   ? " VALUE..."
-                                                    : " VALUE";
+    if (!ignored_names.empty()) {
+      body += "    Accepted for compatibility, without effect:\n" + wrap(ignored_names, 8, kWidth);
     }
-    std::string text = option.help;
-    if (!option.default_text.empty()) text += fmt::format(" (default: {})", option.default_text);
-    body += line + "\n" + wrap(text, 8, kWidth);
+    if (!body.empty()) {
+      std::string title = s.groups[group];
+      std::ranges::transform(title, title.begin(), [](unsigned char c) { return std::toupper(c); });
+      out += "\n" + title + "\n" + body;
+    }
   }
-  if (!ignored_names.empty()) {
-    body += "    Accepted for compatibility, without effect:\n" + wrap(ignored_names, 8, kWidth);
+  if (!s.options.empty()) {
+    out += "\nCONFIGURATION\n" + wrap(
+                                     "Dashes and underscores are alike in flag names. --config "
+                                     "FILE reads flags from a JSON object; the "
+                                     "environment variable REFT_NAME_OF_FLAG sets a flag too. The "
+                                     "command line wins, then the "
+                                     "environment.",
+                                     4, kWidth);
   }
-  if (!body.empty()) {
-    std::string title = s.groups[group];
-    std::ranges::transform(title, title.begin(), [](unsigned char c) { return std::toupper(c); });
-    out += "\n" + title + "\n" + body;
+  if (!s.examples.empty()) {
+    out += "\nEXAMPLES\n";
+    for (const auto& [command, explanation] : s.examples) {
+      out += wrap(explanation, 4, kWidth) + "        " + command + "\n";
+    }
   }
-}
-if (!s.options.empty()) {
-  out += "\nCONFIGURATION\n" + wrap(
-                                   "Dashes and underscores are alike in flag names. --config "
-                                   "FILE reads flags from a JSON object; the "
-                                   "environment variable REFT_NAME_OF_FLAG sets a flag too. The "
-                                   "command line wins, then the "
-                                   "environment.",
-                                   4, kWidth);
-}
-if (!s.examples.empty()) {
-  out += "\nEXAMPLES\n";
-  for (const auto& [command, explanation] : s.examples) {
-    out += wrap(explanation, 4, kWidth) + "        " + command + "\n";
-  }
-}
-return out;
+  return out;
 }
 
 std::vector<std::string> ArgParser::flag_names() const {

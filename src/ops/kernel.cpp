@@ -19,7 +19,8 @@ void KernelSlot::list() const {
 
 std::vector<const KernelSlot*> all_kernel_slots() {
   std::vector<const KernelSlot*> sorted = slots();
-  std::ranges::sort(sorted, [](const auto* a, const auto* b) { return std::strcmp(a->name(), b->name()) < 0; });
+  std::ranges::sort(
+      sorted, [](const auto* a, const auto* b) { return std::strcmp(a->name(), b->name()) < 0; });
   return sorted;
 }
 

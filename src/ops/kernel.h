@@ -1,10 +1,13 @@
-// Dispatch: each op has one typed slot per device type, filled by the backend's own file at start-up.
+// Dispatch: each op has one typed slot per device type, filled by the backend's own file at
+// start-up.
 //
 //   ops/norm.h                extern Kernel<void(Tensor& y, const Tensor& x, …)> rms_norm_kernel;
-//   ops/norm.cpp              constinit Kernel<…> rms_norm_kernel{"rms_norm"};  …  rms_norm_kernel(x.device(), y, x, …);
-//   backends/cpu/norm.cpp     const RegisterKernel r(rms_norm_kernel, DeviceType::kCpu, &rms_norm_cpu);
+//   ops/norm.cpp              constinit Kernel<…> rms_norm_kernel{"rms_norm"};  …
+//   rms_norm_kernel(x.device(), y, x, …); backends/cpu/norm.cpp     const RegisterKernel
+//   r(rms_norm_kernel, DeviceType::kCpu, &rms_norm_cpu);
 //
-// Slots are constinit, so a backend's registration may run before or after the op's own file is initialised.
+// Slots are constinit, so a backend's registration may run before or after the op's own file is
+// initialised.
 //
 // Nothing includes a backend. A missing entry is an Error naming op and device.
 #pragma once
@@ -48,7 +51,9 @@ class Kernel<Result(Args...)> final : public KernelSlot {
   using Function = Result (*)(Args...);
   constexpr explicit Kernel(const char* name) : KernelSlot(name) {}
 
-  bool has(DeviceType device) const override { return functions_[static_cast<size_t>(device)] != nullptr; }
+  bool has(DeviceType device) const override {
+    return functions_[static_cast<size_t>(device)] != nullptr;
+  }
   void set(DeviceType device, Function function) {
     functions_[static_cast<size_t>(device)] = function;
     list();
@@ -56,7 +61,8 @@ class Kernel<Result(Args...)> final : public KernelSlot {
 
   Result operator()(Device device, Args... args) const {
     Function function = functions_[static_cast<size_t>(device.type)];
-    check(function != nullptr, "op '{}' is not implemented on {}", name(), device_type_name(device.type));
+    check(function != nullptr, "op '{}' is not implemented on {}", name(),
+          device_type_name(device.type));
     return function(static_cast<Args&&>(args)...);
   }
 
@@ -66,7 +72,8 @@ class Kernel<Result(Args...)> final : public KernelSlot {
 
 struct RegisterKernel {
   template <class Signature>
-  RegisterKernel(Kernel<Signature>& kernel, DeviceType device, typename Kernel<Signature>::Function function) {
+  RegisterKernel(Kernel<Signature>& kernel, DeviceType device,
+                 typename Kernel<Signature>::Function function) {
     kernel.set(device, function);
   }
 };

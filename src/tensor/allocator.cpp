@@ -16,7 +16,8 @@
 namespace reft {
 namespace {
 
-// Freed blocks are kept by exact rounded size. Rounding to an eighth of a power of two keeps waste under 12.5%.
+// Freed blocks are kept by exact rounded size. Rounding to an eighth of a power of two keeps waste
+// under 12.5%.
 class CpuAllocator final : public Allocator {
  public:
   StoragePtr allocate(size_t bytes) override {
@@ -34,7 +35,8 @@ class CpuAllocator final : public Allocator {
       use_.peak = std::max(use_.peak, use_.allocated);
     }
     if (data == nullptr) data = system_allocate(size, bytes);
-    return std::make_shared<Storage>(kCpuDevice, data, bytes, [this, data, size] { release(data, size); });
+    return std::make_shared<Storage>(kCpuDevice, data, bytes,
+                                     [this, data, size] { release(data, size); });
   }
 
   void trim() override {
@@ -95,12 +97,14 @@ class CpuAllocator final : public Allocator {
 };
 
 Allocator& cpu_allocator(int) {
-  static auto* allocator = new CpuAllocator();  // never destroyed: storages may outlive static objects
+  static auto* allocator =
+      new CpuAllocator();  // never destroyed: storages may outlive static objects
   return *allocator;
 }
 
 using GetAllocator = Allocator& (*)(int);
-std::array<GetAllocator, static_cast<size_t>(DeviceType::kCount)> registered = {&cpu_allocator, nullptr};
+std::array<GetAllocator, static_cast<size_t>(DeviceType::kCount)> registered = {&cpu_allocator,
+                                                                                nullptr};
 
 }  // namespace
 

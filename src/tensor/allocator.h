@@ -1,5 +1,5 @@
-// Memory per device. Each device type has one allocator, registered by its backend; the CPU's keeps freed
-// blocks in size classes, so that the temporaries of a step cost no system call. Thread-safe.
+// Memory per device. Each device type has one allocator, registered by its backend; the CPU's keeps
+// freed blocks in size classes, so that the temporaries of a step cost no system call. Thread-safe.
 #pragma once
 
 #include <cstddef>
@@ -24,7 +24,8 @@ class Allocator {
   virtual void trim() = 0;
   virtual MemoryUse use() const = 0;
   // Copies between this device and the host or within the device, ordered with the ops on it.
-  virtual void copy(void* to, const void* from, size_t bytes, Device to_device, Device from_device) = 0;
+  virtual void copy(void* to, const void* from, size_t bytes, Device to_device,
+                    Device from_device) = 0;
   virtual void fill_zero(void* to, size_t bytes) = 0;
 };
 

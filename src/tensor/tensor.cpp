@@ -12,7 +12,8 @@
 namespace reft {
 
 Shape::Shape(std::span<const int64_t> sizes) : dims_(static_cast<int>(sizes.size())) {
-  check(sizes.size() <= kMaxDims, "a tensor has at most {} dimensions, got {}", kMaxDims, sizes.size());
+  check(sizes.size() <= kMaxDims, "a tensor has at most {} dimensions, got {}", kMaxDims,
+        sizes.size());
   int64_t product = 1;
   for (size_t i = 0; i < sizes.size(); ++i) {
     check(sizes[i] >= 0, "dimension {} is negative: {}", i, sizes[i]);
@@ -45,8 +46,8 @@ Tensor::Tensor(StoragePtr storage, size_t offset, DType dtype, Shape shape)
   }
   const size_t needed = static_cast<size_t>(nbytes());
   check(offset_ <= storage_->bytes() && needed <= storage_->bytes() - offset_,
-        "a {} tensor of shape {} needs {} bytes at offset {}, the storage has {}", dtype_name(dtype),
-        shape_.str(), needed, offset_, storage_->bytes());
+        "a {} tensor of shape {} needs {} bytes at offset {}, the storage has {}",
+        dtype_name(dtype), shape_.str(), needed, offset_, storage_->bytes());
 }
 
 Tensor Tensor::empty(Shape shape, DType dtype, Device device) {
@@ -64,8 +65,8 @@ Tensor Tensor::zeros(Shape shape, DType dtype, Device device) {
 Tensor Tensor::borrow(void* data, Shape shape, DType dtype) {
   const int64_t last = shape.dims() > 0 ? shape[-1] : 1;
   const int64_t bytes = last == 0 ? 0 : shape.numel() / last * row_bytes(dtype, last);
-  return Tensor(std::make_shared<Storage>(kCpuDevice, data, static_cast<size_t>(bytes), nullptr), 0, dtype,
-                shape);
+  return Tensor(std::make_shared<Storage>(kCpuDevice, data, static_cast<size_t>(bytes), nullptr), 0,
+                dtype, shape);
 }
 
 bool Tensor::is_contiguous() const {
@@ -83,8 +84,8 @@ int64_t Tensor::nbytes() const {
 }
 
 Tensor Tensor::rows(int64_t begin, int64_t end) const {
-  check(dims() >= 1 && 0 <= begin && begin <= end && end <= size(0), "rows [{}, {}) of a tensor of shape {}",
-        begin, end, shape_.str());
+  check(dims() >= 1 && 0 <= begin && begin <= end && end <= size(0),
+        "rows [{}, {}) of a tensor of shape {}", begin, end, shape_.str());
   Tensor view = *this;
   std::vector<int64_t> sizes(shape_.sizes().begin(), shape_.sizes().end());
   sizes[0] = end - begin;
@@ -155,12 +156,13 @@ Tensor Tensor::to(DType dtype) const {
   const int64_t out_bytes = row_bytes(dtype, cols);
   compute_pool().parallel_for(num_rows, std::max<int64_t>(1, 16384 / std::max<int64_t>(cols, 1)),
                               [&](int64_t begin, int64_t end) {
-    std::vector<float> row(static_cast<size_t>(cols));
-    for (int64_t r = begin; r < end; ++r) {
-      dequantize_row(dtype_, source.raw() + r * in_bytes, row.data(), cols);
-      quantize_row(dtype, row.data(), out.raw() + r * out_bytes, cols);
-    }
-  });
+                                std::vector<float> row(static_cast<size_t>(cols));
+                                for (int64_t r = begin; r < end; ++r) {
+                                  dequantize_row(dtype_, source.raw() + r * in_bytes, row.data(),
+                                                 cols);
+                                  quantize_row(dtype, row.data(), out.raw() + r * out_bytes, cols);
+                                }
+                              });
   return out;
 }
 
@@ -173,8 +175,10 @@ Tensor Tensor::to(Device target) const {
 }
 
 void Tensor::copy_from(const Tensor& source) const {
-  check(dtype_ == source.dtype_ && shape_ == source.shape_, "copy_from: {} from {}", str(), source.str());
-  check(is_contiguous() && source.is_contiguous(), "copy_from between views that are not contiguous");
+  check(dtype_ == source.dtype_ && shape_ == source.shape_, "copy_from: {} from {}", str(),
+        source.str());
+  check(is_contiguous() && source.is_contiguous(),
+        "copy_from between views that are not contiguous");
   const Device through = device().type == DeviceType::kCpu ? source.device() : device();
   allocator_for(through).copy(raw(), source.raw(), static_cast<size_t>(nbytes()), device(),
                               source.device());

@@ -1,5 +1,6 @@
-// A typed, strided view of a storage. Copying a Tensor copies the view, not the data. Row-major; the strides
-// of all dimensions but the first are those of a packed row unless a view made them otherwise.
+// A typed, strided view of a storage. Copying a Tensor copies the view, not the data. Row-major;
+// the strides of all dimensions but the first are those of a packed row unless a view made them
+// otherwise.
 #pragma once
 
 #include <array>
@@ -40,13 +41,34 @@ class Shape {
 
 template <class T>
 constexpr DType dtype_of();
-template <> constexpr DType dtype_of<float>() { return DType::kF32; }
-template <> constexpr DType dtype_of<f16>() { return DType::kF16; }
-template <> constexpr DType dtype_of<bf16>() { return DType::kBF16; }
-template <> constexpr DType dtype_of<int32_t>() { return DType::kI32; }
-template <> constexpr DType dtype_of<int64_t>() { return DType::kI64; }
-template <> constexpr DType dtype_of<int8_t>() { return DType::kI8; }
-template <> constexpr DType dtype_of<uint8_t>() { return DType::kU8; }
+template <>
+constexpr DType dtype_of<float>() {
+  return DType::kF32;
+}
+template <>
+constexpr DType dtype_of<f16>() {
+  return DType::kF16;
+}
+template <>
+constexpr DType dtype_of<bf16>() {
+  return DType::kBF16;
+}
+template <>
+constexpr DType dtype_of<int32_t>() {
+  return DType::kI32;
+}
+template <>
+constexpr DType dtype_of<int64_t>() {
+  return DType::kI64;
+}
+template <>
+constexpr DType dtype_of<int8_t>() {
+  return DType::kI8;
+}
+template <>
+constexpr DType dtype_of<uint8_t>() {
+  return DType::kU8;
+}
 
 class Tensor {
  public:
@@ -61,8 +83,8 @@ class Tensor {
   static Tensor borrow(void* data, Shape shape, DType dtype);
   template <class T>
   static Tensor from_vector(const std::vector<T>& values, Shape shape) {
-    check(static_cast<int64_t>(values.size()) == shape.numel(), "from_vector: {} values for shape {}",
-          values.size(), shape.str());
+    check(static_cast<int64_t>(values.size()) == shape.numel(),
+          "from_vector: {} values for shape {}", values.size(), shape.str());
     Tensor t = empty(shape, dtype_of<T>());
     std::copy(values.begin(), values.end(), t.data<T>());
     return t;
@@ -79,7 +101,8 @@ class Tensor {
   int dims() const { return shape_.dims(); }
   int64_t size(int i) const { return shape_[i]; }
   int64_t numel() const { return shape_.numel(); }
-  // In elements. For block formats only the last dimension may be split into blocks; its stride is 1.
+  // In elements. For block formats only the last dimension may be split into blocks; its stride
+  // is 1.
   int64_t stride(int i) const { return strides_[static_cast<size_t>(i < 0 ? i + dims() : i)]; }
   bool is_contiguous() const;
   int64_t nbytes() const;  // of a packed copy
@@ -89,7 +112,8 @@ class Tensor {
   // Checked against the dtype.
   template <class T>
   T* data() const {
-    check(dtype_ == dtype_of<T>(), "tensor is {}, not {}", dtype_name(dtype_), dtype_name(dtype_of<T>()));
+    check(dtype_ == dtype_of<T>(), "tensor is {}, not {}", dtype_name(dtype_),
+          dtype_name(dtype_of<T>()));
     return reinterpret_cast<T*>(raw());
   }
 
@@ -100,12 +124,13 @@ class Tensor {
   // Same elements, other shape; the tensor must be contiguous.
   Tensor reshape(Shape shape) const;
 
-  // Copies. `to` returns *this when nothing would change; conversions are among the float types and,
-  // from block formats, to float types (on the CPU).
+  // Copies. `to` returns *this when nothing would change; conversions are among the float types
+  // and, from block formats, to float types (on the CPU).
   Tensor contiguous() const;
   Tensor to(DType dtype) const;
   Tensor to(Device device) const;
-  // Copies all elements of `source` (same shape and dtype, any device) into this view. Both contiguous.
+  // Copies all elements of `source` (same shape and dtype, any device) into this view. Both
+  // contiguous.
   void copy_from(const Tensor& source) const;
   template <class T>
   std::vector<T> to_vector() const {
