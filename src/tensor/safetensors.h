@@ -1,5 +1,5 @@
-// safetensors: 8-byte little-endian header length, JSON header {name: {dtype, shape, data_offsets}}, data.
-// Source: huggingface/safetensors, "Format".
+// safetensors: 8-byte little-endian header length, JSON header {name: {dtype, shape,
+// data_offsets}}, data. Source: huggingface/safetensors, "Format".
 #pragma once
 
 #include <functional>
@@ -13,12 +13,15 @@ namespace reft {
 // `path` is a single .safetensors file or a *.index.json whose shards lie beside it.
 std::unique_ptr<CheckpointReader> open_safetensors(const std::string& path);
 
-// Parses and validates a header over bytes in memory (the fuzz target's way in). `what` names the source in
-// errors.
-std::vector<TensorEntry> parse_safetensors_header(std::span<const std::byte> file, const std::string& what);
+// Parses and validates a header over bytes in memory (the fuzz target's way in). `what` names the
+// source in errors.
+std::vector<TensorEntry> parse_safetensors_header(std::span<const std::byte> file,
+                                                  const std::string& what);
 
-// Writes tensors (CPU or device, made contiguous) with `metadata` to a temporary name and renames it.
-void write_safetensors(const std::string& path, const std::vector<std::pair<std::string, Tensor>>& tensors,
+// Writes tensors (CPU or device, made contiguous) with `metadata` to a temporary name and renames
+// it.
+void write_safetensors(const std::string& path,
+                       const std::vector<std::pair<std::string, Tensor>>& tensors,
                        const std::map<std::string, std::string>& metadata = {{"format", "pt"}});
 
 }  // namespace reft
