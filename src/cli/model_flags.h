@@ -1,0 +1,53 @@
+// The flags that say which model runs and how, shared by every command that loads one.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "base/args.h"
+#include "engine/engine.h"
+#include "models/model.h"
+#include "text/chat_template.h"
+#include "text/tokenizer.h"
+
+namespace reft {
+
+// Everything a command needs to serve a model in this process.
+struct ServingModel {
+  std::string path;  // of the weights: a folder or a .gguf file
+  LoadedModel loaded;
+  std::shared_ptr<const Tokenizer> tokenizer;
+  std::shared_ptr<const ChatTemplate> chat_template;  // null: the model has none, and none was chosen
+};
+
+struct ModelFlags {
+  std::string model;
+  std::string tokenizer;
+  std::string revision = "main";
+  std::string hf_token;
+  std::string download_dir;
+  std::string dtype = "auto";
+  std::string device = "auto";
+  std::string load_format = "auto";
+  std::string chat_template;
+  int64_t threads = 0;
+  bool quiet = false;
+  EngineOptions engine;
+
+  // `positional` adds MODEL as the first argument too.
+  void declare_model(ArgParser& parser, bool positional);
+  void declare_engine(ArgParser& parser);
+
+  // Sets the compute threads, finds (or downloads) and loads the model. Without --model: the default model.
+  ServingModel load() const;
+  // Only the files' place, and the tokenizer with its template.
+  std::string resolve_path() const;
+  std::shared_ptr<const Tokenizer> load_tokenizer_for(const std::string& path) const;
+};
+
+// Where quickstart.sh puts the default model: $XDG_CACHE_HOME/reft/models, else ~/.cache/reft/models.
+std::string default_model_path();
+// "SmolLM2-135M-Instruct" for .../SmolLM2-135M-Instruct.Q4_1.gguf, else the last part of the path.
+std::string short_model_name(const std::string& path);
+
+}  // namespace reft
