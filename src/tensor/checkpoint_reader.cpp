@@ -5,6 +5,7 @@
 #include <regex>
 
 #include "base/check.h"
+#include "base/file.h"
 #include "tensor/gguf.h"
 #include "tensor/safetensors.h"
 
@@ -77,7 +78,9 @@ std::unique_ptr<CheckpointReader> open_checkpoint(const std::string& path) {
         error ? error.message() : "no such file or folder");
   if (fs::is_directory(status)) return open_folder(path);
   if (path.ends_with(".safetensors") || path.ends_with(".json")) return open_safetensors(path);
-  if (path.ends_with(".gguf")) return open_gguf(path);
+  // Files that a cache named by their hash have no extension.
+  if (path.ends_with(".gguf") || MappedFile(path).text().starts_with("GGUF"))
+    return open_gguf(path);
   fail(
       "'{}': a checkpoint is a .safetensors, .safetensors.index.json or .gguf file or a folder "
       "with one",
