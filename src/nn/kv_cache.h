@@ -1,5 +1,6 @@
-// What the layers keep per sequence between steps. A model describes it layer by layer (`LayerCacheSpec`); the
-// engine allocates it once for a number of blocks, and only ever talks about block ids.
+// What the layers keep per sequence between steps. A model describes it layer by layer
+// (`LayerCacheSpec`); the engine allocates it once for a number of blocks, and only ever talks
+// about block ids.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +19,8 @@ struct LayerCacheSpec {
 class KvCache {
  public:
   // Allocates for every layer k and v of [num_blocks, Hk, block_size, Dh]. Block 0 … num_blocks−1.
-  KvCache(std::vector<LayerCacheSpec> layers, int64_t num_blocks, int64_t block_size, DType dtype, Device device);
+  KvCache(std::vector<LayerCacheSpec> layers, int64_t num_blocks, int64_t block_size, DType dtype,
+          Device device);
 
   PagedKv& layer(int64_t i) { return layers_[static_cast<size_t>(i)]; }
   int64_t num_layers() const { return static_cast<int64_t>(layers_.size()); }
@@ -28,7 +30,8 @@ class KvCache {
   int64_t nbytes() const;
 
   // Bytes that one block takes over all layers.
-  static int64_t block_bytes(const std::vector<LayerCacheSpec>& layers, int64_t block_size, DType dtype);
+  static int64_t block_bytes(const std::vector<LayerCacheSpec>& layers, int64_t block_size,
+                             DType dtype);
 
  private:
   std::vector<PagedKv> layers_;

@@ -1,5 +1,5 @@
-// A tree of modules that own parameters. A parameter is named once, where it is declared, by its Hugging Face
-// key; load, save, shard, LoRA, optimizer and print all walk the same list.
+// A tree of modules that own parameters. A parameter is named once, where it is declared, by its
+// Hugging Face key; load, save, shard, LoRA, optimizer and print all walk the same list.
 #pragma once
 
 #include <functional>
@@ -14,9 +14,11 @@ namespace reft {
 struct Parameter {
   std::string name;  // relative to its module: "weight", "q_proj.weight"
   Shape shape;
-  bool optional = false;                   // absent in some checkpoints (a bias, a tied head)
-  std::function<void(const Tensor&)> set;  // receives the file's tensor (CPU view, file's dtype, exact shape)
-  // A tensor for `--load_format dummy`: random normal with this standard deviation around this mean.
+  bool optional = false;  // absent in some checkpoints (a bias, a tied head)
+  std::function<void(const Tensor&)>
+      set;  // receives the file's tensor (CPU view, file's dtype, exact shape)
+  // A tensor for `--load_format dummy`: random normal with this standard deviation around this
+  // mean.
   float dummy_mean = 0.0f;
   float dummy_std = 0.02f;
 };
@@ -24,7 +26,8 @@ struct Parameter {
 class Module {
  public:
   Module() = default;
-  // Registers this module as `parent`'s child under `name` (may contain dots; empty: the parent's own prefix).
+  // Registers this module as `parent`'s child under `name` (may contain dots; empty: the parent's
+  // own prefix).
   Module(Module* parent, std::string name);
   virtual ~Module() = default;
   Module(const Module&) = delete;
@@ -33,10 +36,19 @@ class Module {
   // Calls f(full name, parameter) for all parameters, depth first in order of declaration.
   void visit(const std::function<void(const std::string& name, Parameter& parameter)>& f,
              const std::string& prefix = "");
-  // After all parameters are set: fuse, pack, move to the device. Called depth first by the loader, in
-  // parallel over modules; the base does nothing.
+  // Calls f(module, prefix of its parameters' names) for this module and all below it, parents
+  // first.
+  void visit_modules(const std::function<void(Module& module, const std::string& prefix)>& f,
+                     const std::string& prefix = "");
+  // After all parameters are set: fuse, pack, move to the device. Called depth first by the loader,
+  // in parallel over modules; the base does nothing.
   virtual void finish_loading(Device device, DType compute);
   void for_each_module(const std::function<void(Module&)>& f);
+
+  // The parameters of this module alone.
+  std::vector<Parameter>& own_parameters() { return parameters_; }
+  // Bytes that this module's own weights take in memory, packed forms included.
+  virtual int64_t weight_bytes() const { return 0; }
 
  protected:
   void add_parameter(Parameter parameter);

@@ -1,0 +1,81 @@
+// A decoder-only family as the engine sees it: the trunk of nn/causal_lm.h with its facts.
+#pragma once
+
+#include "models/config.h"
+#include "models/model.h"
+#include "nn/attention.h"
+#include "nn/causal_lm.h"
+#include "nn/mlp.h"
+
+namespace reft {
+
+// The rotary table for the longest sequence that will be served, on the device.
+inline Tensor build_rope(const RopeParameters& rope, const DecoderConfig& config,
+                         const LoadOptions& options) {
+  const int64_t positions = options.max_model_len > 0 ? options.max_model_len : config.max_position;
+  return rope_table(rope, positions).to(options.device);
+}
+
+class DecoderModel final : public CausalLmModel {
+ public:
+  DecoderModel(const DecoderConfig& config, CausalLmOptions options,
+               const CausalLm::MakeBlock& make_block)
+      : info_{.architecture = config.architecture,
+              .vocab_size = config.vocab_size,
+              .max_position = config.max_position,
+              .num_layers = config.num_layers,
+              .hidden_size = config.hidden_size,
+              .checkpoint_dtype = config.dtype},
+        lm_(this, complete(options, config), make_block) {}
+
+  const ModelInfo& info() const override { return info_; }
+  std::vector<LayerCacheSpec> cache_specs() const override { return lm_.cache_specs(); }
+  Tensor forward(const Batch& batch, KvCache& cache) override {
+    return lm_.forward(batch, cache, {});
+  }
+  Tensor forward_with_tap(const Batch& batch, KvCache& cache, const Tap& tap) override {
+    return lm_.forward(batch, cache, tap);
+  }
+
+ private:
+  static CausalLmOptions complete(CausalLmOptions options, const DecoderConfig& config) {
+    options.vocab_size = config.vocab_size;
+    options.hidden_size = config.hidden_size;
+    options.num_layers = config.num_layers;
+    options.tied_head = config.tied;
+    options.norm_eps = config.norm_eps;
+    return options;
+  }
+
+  ModelInfo info_;
+  CausalLm lm_;
+};
+
+// The block of Llama and its kin: x += attention(norm(x)); x += mlp(norm(x)).
+class PreNormBlock final : public DecoderBlock {
+ public:
+  PreNormBlock(Module* parent, std::string name, const DecoderConfig& config,
+               const AttentionOptions& attention, const Tensor& cos_sin, Activation activation,
+               bool mlp_bias = false)
+      : DecoderBlock(parent, std::move(name)),
+        input_norm_(this, "input_layernorm", config.hidden_size, config.norm_eps,
+                    attention.norm_kind),
+        attention_(this, "self_attn", attention, cos_sin),
+        post_norm_(this, "post_attention_layernorm", config.hidden_size, config.norm_eps,
+                   attention.norm_kind),
+        mlp_(this, "mlp", config.hidden_size, config.intermediate_size, activation, mlp_bias) {}
+
+  Tensor forward(Tensor& residual, const Tensor& delta, const Batch& batch, PagedKv& kv) override {
+    const Tensor attended = attention_(input_norm_.add(residual, delta), batch, kv);
+    return mlp_(post_norm_.add(residual, attended));
+  }
+  LayerCacheSpec cache_spec() const override { return attention_.cache_spec(); }
+
+ private:
+  Norm input_norm_;
+  Attention attention_;
+  Norm post_norm_;
+  Mlp mlp_;
+};
+
+}  // namespace reft

@@ -1,0 +1,67 @@
+#include "models/dummy.h"
+
+#include <cmath>
+#include <cstring>
+#include <numbers>
+#include <vector>
+
+#include "tensor/dequantize.h"
+
+namespace reft {
+
+namespace {
+
+constexpr int64_t kTableSize = int64_t{1} << 16;
+constexpr int64_t kChunk = 1024;
+
+uint64_t split_mix(uint64_t& state) {
+  uint64_t z = (state += 0x9e3779b97f4a7c15u);
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return z ^ (z >> 31);
+}
+
+// Box and Muller's pairs from a fixed seed.
+const std::vector<float>& normals() {
+  static const std::vector<float> table = [] {
+    std::vector<float> values(static_cast<size_t>(kTableSize));
+    uint64_t state = 20260101;
+    const auto uniform = [&] {
+      return (static_cast<double>(split_mix(state) >> 11) + 0.5) * 0x1p-53;
+    };
+    for (size_t i = 0; i < values.size(); i += 2) {
+      const double radius = std::sqrt(-2.0 * std::log(uniform()));
+      const double angle = 2.0 * std::numbers::pi * uniform();
+      values[i] = static_cast<float>(radius * std::cos(angle));
+      values[i + 1] = static_cast<float>(radius * std::sin(angle));
+    }
+    return values;
+  }();
+  return table;
+}
+
+}  // namespace
+
+Tensor dummy_tensor(const Parameter& parameter, const std::string& name, DType dtype,
+                    uint64_t seed) {
+  std::vector<float> values = normals();
+  for (float& value : values) value = parameter.dummy_mean + parameter.dummy_std * value;
+  const int64_t element = row_bytes(dtype, 1);
+  std::vector<std::byte> table(static_cast<size_t>(kTableSize * element));
+  quantize_row(dtype, values.data(), table.data(), kTableSize);
+
+  uint64_t state = seed * 0x2545f4914f6cdd1du;
+  for (const char c : name) state = (state ^ static_cast<uint8_t>(c)) * 0x100000001b3u;
+  Tensor result = Tensor::empty(parameter.shape, dtype);
+  const int64_t numel = result.numel();
+  for (int64_t begin = 0; begin < numel; begin += kChunk) {
+    const int64_t count = std::min(kChunk, numel - begin);
+    const auto from =
+        static_cast<int64_t>(split_mix(state) % static_cast<uint64_t>(kTableSize - kChunk));
+    std::memcpy(result.raw() + begin * element, table.data() + from * element,
+                static_cast<size_t>(count * element));
+  }
+  return result;
+}
+
+}  // namespace reft

@@ -1,0 +1,291 @@
+#include <atomic>
+#include <cstring>
+#include <filesystem>
+#include <mutex>
+#include <unordered_map>
+#include <unordered_set>
+
+#include "base/log.h"
+#include "base/progress.h"
+#include "base/thread_pool.h"
+#include "models/config.h"
+#include "models/dummy.h"
+#include "models/gguf_checkpoint.h"
+#include "models/model.h"
+#include "tensor/safetensors.h"
+
+namespace reft {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+// What lies at the path, before any weight is touched.
+struct Source {
+  Json config;
+  Json generation_config = Json::object();
+  std::unique_ptr<CheckpointReader> reader;  // null for load_format dummy
+  bool gguf = false;
+};
+
+Source open_source(const std::string& path, bool dummy) {
+  check(fs::exists(path), "no model at '{}': there is no such file or folder", path);
+  Source source;
+  fs::path config_path = fs::path(path) / "config.json";
+  if (dummy && fs::path(path).extension() == ".json") config_path = path;
+  if (!fs::exists(config_path)) {
+    // A GGUF file, or a folder with one; anything else is an error of open_checkpoint's.
+    std::string file = path;
+    if (fs::is_directory(path)) {
+      const std::unique_ptr<CheckpointReader> any = open_checkpoint(path);
+      check(!any->entries().empty(), "'{}' holds no tensors", path);
+      file = any->entries().front().file;
+      check(file.ends_with(".gguf"), "'{}' is missing", config_path.string());
+    }
+    check(file.ends_with(".gguf"), "'{}' is neither a model folder nor a .gguf file", path);
+    GgufCheckpoint gguf = open_gguf_checkpoint(file);
+    source.config = std::move(gguf.config);
+    source.generation_config = std::move(gguf.generation_config);
+    if (!dummy) source.reader = std::move(gguf.reader);
+    source.gguf = true;
+    return source;
+  }
+  source.config = read_json_file(config_path.string());
+  check(source.config.is_object(), "{}: not a JSON object", config_path.string());
+  const fs::path generation = config_path.parent_path() / "generation_config.json";
+  if (fs::exists(generation)) {
+    source.generation_config = read_json_file(generation.string());
+    check(source.generation_config.is_object(), "{}: not a JSON object", generation.string());
+  }
+  if (!dummy) source.reader = open_checkpoint(path);
+  return source;
+}
+
+const ModelFamily& find_family(const Json& config) {
+  const std::string architecture = read_architecture(config);
+  std::string known;
+  for (const ModelFamily& family : model_families()) {
+    for (const std::string& name : family.architectures) {
+      if (name == architecture) return family;
+      known += (known.empty() ? "" : ", ") + name;
+    }
+  }
+  check(!architecture.empty(),
+        "config.json: architectures and model_type are missing; known are {}", known);
+  check(!config.contains("auto_map"),
+        "config.json: architecture '{}' comes with Python code of its own (auto_map), which is "
+        "never run; known "
+        "are {}",
+        architecture, known);
+  fail("config.json: architecture '{}' is not supported; known are {}", architecture, known);
+}
+
+void refuse_quantized(const Json& config) {
+  const auto it = config.find("quantization_config");
+  if (it == config.end() || it->is_null()) return;
+  const std::string method = it->is_object() ? it->value("quant_method", "unknown") : "unknown";
+  fail(
+      "config.json: quantization_config '{}' is not supported; use the unquantised checkpoint or a "
+      "GGUF file",
+      method);
+}
+
+// Checkpoints differ in what stands before the language model's keys: "model." mostly, nothing
+// (saved without the head), "language_model.model." or "model.language_model." (the text part of a
+// multimodal model). Our names have "model.".
+class CanonicalNames {
+ public:
+  explicit CanonicalNames(const CheckpointReader& reader) {
+    constexpr std::string_view kEmbedding = "embed_tokens.weight";
+    std::string prefix = "model.";
+    for (const TensorEntry& entry : reader.entries()) {
+      if (!entry.name.ends_with(kEmbedding)) continue;
+      prefix = entry.name.substr(0, entry.name.size() - kEmbedding.size());
+      break;
+    }
+    for (const TensorEntry& entry : reader.entries()) {
+      const std::string& name = entry.name;
+      if (name == "lm_head.weight" || name == "language_model.lm_head.weight") {
+        entries_.emplace("lm_head.weight", &entry);
+      } else if (name.starts_with(prefix)) {
+        entries_.emplace("model." + name.substr(prefix.size()), &entry);
+      }
+    }
+  }
+
+  // Null when absent.
+  const TensorEntry* find(const std::string& name) const {
+    const auto it = entries_.find(name);
+    return it == entries_.end() ? nullptr : it->second;
+  }
+
+ private:
+  std::unordered_map<std::string, const TensorEntry*> entries_;
+};
+
+constexpr const char* kEmbeddingName = "model.embed_tokens.weight";
+constexpr const char* kHeadName = "lm_head.weight";
+
+// A config may tie the head while the file holds one. As transformers does: where the two differ,
+// the file is right.
+void settle_tying(Json& config, const CheckpointReader& reader, const CanonicalNames& names) {
+  const TensorEntry* head = names.find(kHeadName);
+  const TensorEntry* embedding = names.find(kEmbeddingName);
+  if (head == nullptr || embedding == nullptr) return;
+  bool equal = head->dtype == embedding->dtype && head->shape == embedding->shape;
+  if (equal) {
+    const Tensor a = reader.read(head->name);
+    const Tensor b = reader.read(embedding->name);
+    equal = std::memcmp(a.raw(), b.raw(), static_cast<size_t>(a.nbytes())) == 0;
+  }
+  if (!equal) config["tie_word_embeddings"] = false;
+}
+
+// Where each parameter's tensor is. Everything is checked before the first byte is converted.
+using Assignment = std::unordered_map<std::string, const TensorEntry*>;
+
+Assignment assign_tensors(CausalLmModel& model, const CheckpointReader& reader,
+                          const CanonicalNames& names, const std::string& path) {
+  Assignment assignment;
+  std::unordered_set<const TensorEntry*> used;
+  model.visit([&](const std::string& name, Parameter& parameter) {
+    const TensorEntry* entry = names.find(name);
+    if (entry == nullptr) {
+      check(parameter.optional, "{}: tensor '{}' is missing", path, name);
+      return;
+    }
+    check(entry->shape == parameter.shape,
+          "{}: tensor '{}' has the shape {}, but config.json makes it {}", entry->file, entry->name,
+          entry->shape.str(), parameter.shape.str());
+    check(is_float(entry->dtype) || is_block_format(entry->dtype),
+          "{}: tensor '{}' is {}, which is not supported here", entry->file, entry->name,
+          dtype_name(entry->dtype));
+    assignment.emplace(name, entry);
+    used.insert(entry);
+  });
+  int64_t num_extra = 0;
+  std::string examples;
+  for (const TensorEntry& entry : reader.entries()) {
+    const std::string& name = entry.name;
+    const bool expected = name.ends_with("rotary_emb.inv_freq") || name.ends_with(kHeadName);
+    if (used.count(&entry) > 0 || expected) continue;
+    if (++num_extra <= 3) examples += (examples.empty() ? "" : ", ") + name;
+  }
+  if (num_extra > 0) {
+    log_warning("model", "{}: {} tensors are not used: {}{}", path, num_extra, examples,
+                num_extra > 3 ? ", …" : "");
+  }
+  return assignment;
+}
+
+// The dtype of the checkpoint where config.json does not say it: the embedding's; of block formats,
+// what they are computed in.
+DType stored_dtype(const CheckpointReader& reader, const CanonicalNames& names) {
+  const TensorEntry* embedding = names.find(kEmbeddingName);
+  bool blocks = false;
+  for (const TensorEntry& entry : reader.entries()) blocks = blocks || is_block_format(entry.dtype);
+  if (blocks) return DType::kF16;
+  if (embedding != nullptr && is_float(embedding->dtype)) return embedding->dtype;
+  return DType::kF32;
+}
+
+struct LoadPlan {
+  DType compute;
+  bool convert;  // plain weights become `compute`; else they stay as the file has them
+  Device device;
+  uint64_t seed;
+};
+
+// Module by module, so that the file's form and the packed form of only a few weights exist at a
+// time.
+void load_parameters(CausalLmModel& model, const CheckpointReader* reader,
+                     const Assignment& assignment, const LoadPlan& plan, bool quiet) {
+  struct Job {
+    Module* module;
+    std::string prefix;
+    int64_t elements = 0;
+  };
+  std::vector<Job> jobs;
+  int64_t num_tensors = 0;
+  model.visit_modules([&](Module& module, const std::string& prefix) {
+    Job job{&module, prefix};
+    for (const Parameter& parameter : module.own_parameters())
+      job.elements += parameter.shape.numel();
+    num_tensors += static_cast<int64_t>(module.own_parameters().size());
+    if (!module.own_parameters().empty()) jobs.push_back(std::move(job));
+  });
+  // Large ones first: the last job to finish is then a small one.
+  std::stable_sort(jobs.begin(), jobs.end(),
+                   [](const Job& a, const Job& b) { return a.elements > b.elements; });
+
+  ProgressBar bar(num_tensors, "Loading weights", /*unit_bytes=*/false, quiet);
+  const auto load_one = [&](const Job& job) {
+    for (Parameter& parameter : job.module->own_parameters()) {
+      const std::string name =
+          job.prefix.empty() ? parameter.name : job.prefix + "." + parameter.name;
+      Tensor tensor;
+      if (reader == nullptr) {
+        tensor = dummy_tensor(parameter, name, plan.compute, plan.seed);
+      } else if (const auto it = assignment.find(name); it != assignment.end()) {
+        tensor = reader->read(it->second->name);
+      } else {
+        bar.advance();
+        continue;
+      }
+      const bool matrix = tensor.dims() > 1 && is_float(tensor.dtype());
+      parameter.set(matrix && plan.convert ? tensor.to(plan.compute) : tensor);
+      bar.advance();
+    }
+    job.module->finish_loading(plan.device, plan.compute);
+  };
+  compute_pool().parallel_for(static_cast<int64_t>(jobs.size()), 1,
+                              [&](int64_t begin, int64_t end) {
+                                for (int64_t i = begin; i < end; ++i)
+                                  load_one(jobs[static_cast<size_t>(i)]);
+                              });
+}
+
+}  // namespace
+
+LoadedModel load_model(const std::string& path, const LoadOptions& options) {
+  const bool dummy = options.load_format == "dummy";
+  check(dummy || options.load_format == "auto",
+        "load_format '{}' is not known; it is auto or dummy", options.load_format);
+  Source source = open_source(path, dummy);
+  LoadedModel loaded;
+  const ModelFamily& family = find_family(source.config);
+  refuse_quantized(source.config);
+
+  std::optional<CanonicalNames> names;
+  if (source.reader) {
+    names.emplace(*source.reader);
+    settle_tying(source.config, *source.reader, *names);
+    if (!read_dtype(source.config))
+      source.config["dtype"] = dtype_name(stored_dtype(*source.reader, *names));
+  }
+  loaded.model = family.create(source.config, options);
+  const bool as_stored = options.dtype == "auto";
+  loaded.compute_dtype =
+      as_stored ? loaded.model->info().checkpoint_dtype : parse_float_dtype(options.dtype);
+
+  Assignment assignment;
+  if (source.reader) assignment = assign_tensors(*loaded.model, *source.reader, *names, path);
+  load_parameters(*loaded.model, source.reader.get(), assignment,
+                  {.compute = loaded.compute_dtype,
+                   .convert = !(as_stored && source.gguf),
+                   .device = options.device,
+                   .seed = options.seed},
+                  options.quiet);
+
+  loaded.model->visit([&](const std::string& name, Parameter& parameter) {
+    if (!source.reader || assignment.count(name) > 0)
+      loaded.num_parameters += parameter.shape.numel();
+  });
+  loaded.model->for_each_module(
+      [&](Module& module) { loaded.weight_bytes += module.weight_bytes(); });
+  loaded.config = std::move(source.config);
+  loaded.generation_config = std::move(source.generation_config);
+  return loaded;
+}
+
+}  // namespace reft

@@ -1,0 +1,90 @@
+#include "nn/linear.h"
+
+#include <cstring>
+
+namespace reft {
+
+Linear::Linear(Module* parent, std::string name, int64_t in_features, int64_t out_features,
+               bool bias)
+    : Module(parent, std::move(name)), in_features_(in_features) {
+  add_part("", out_features, bias);
+}
+
+Linear::Linear(Module* parent, int64_t in_features, std::vector<Part> parts, bool bias)
+    : Module(parent, ""), in_features_(in_features) {
+  for (const Part& part : parts) add_part(part.name + ".", part.out_features, bias);
+}
+
+void Linear::add_part(const std::string& prefix, int64_t out_features, bool bias) {
+  const size_t index = part_weights_.size();
+  const int64_t begin = out_features_;
+  part_weights_.emplace_back();
+  out_features_ += out_features;
+  add_parameter({.name = prefix + "weight",
+                 .shape = {out_features, in_features_},
+                 .set = [this, index](const Tensor& t) { part_weights_[index] = t; }});
+  if (!bias) return;
+  add_parameter(
+      {.name = prefix + "bias",
+       .shape = {out_features},
+       .set = [this, begin, out_features](const Tensor& t) {
+         if (!bias_.defined()) bias_ = Tensor::zeros({out_features_}, DType::kF32);
+         bias_.rows(begin, begin + out_features).copy_from(t.to(DType::kF32).contiguous());
+       }});
+}
+
+void Linear::finish_loading(Device device, DType compute) {
+  int64_t begin = 0;
+  for (size_t i = 0; i < part_weights_.size();) {
+    size_t end = i + 1;
+    int64_t rows = part_weights_[i].size(0);
+    while (end < part_weights_.size() && part_weights_[end].dtype() == part_weights_[i].dtype()) {
+      rows += part_weights_[end++].size(0);
+    }
+    Tensor data = part_weights_[i];
+    if (end > i + 1) {
+      data = Tensor::empty({rows, in_features_}, data.dtype());
+      std::byte* to = data.raw();
+      for (size_t p = i; p < end; ++p) {
+        const Tensor part = part_weights_[p].contiguous();
+        std::memcpy(to, part.raw(), static_cast<size_t>(part.nbytes()));
+        to += part.nbytes();
+        part_weights_[p] = {};
+      }
+    }
+    Group group{Weight::from(std::move(data)), begin};
+    prepare_weight(group.weight, device, compute);
+    groups_.push_back(std::move(group));
+    begin += rows;
+    i = end;
+  }
+  part_weights_.clear();
+  if (bias_.defined()) bias_ = bias_.to(device);
+}
+
+Tensor Linear::operator()(const Tensor& x) const {
+  if (groups_.size() == 1) return linear(x, groups_[0].weight, bias_);
+  Tensor y = Tensor::empty({x.size(0), out_features_}, x.dtype(), x.device());
+  for (const Group& group : groups_) {
+    const int64_t end = group.begin + group.weight.out_features;
+    Tensor columns = y.columns(group.begin, end);
+    const Tensor bias = bias_.defined() ? bias_.rows(group.begin, end) : Tensor();
+    linear_kernel(x.device(), columns, x, group.weight, bias);
+  }
+  return y;
+}
+
+int64_t weight_nbytes(const Weight& weight) {
+  int64_t total = weight.data.defined() ? weight.data.nbytes() : 0;
+  if (weight.scales.defined()) total += weight.scales.nbytes();
+  if (weight.packed != nullptr) total += weight.packed->nbytes();
+  return total;
+}
+
+int64_t Linear::weight_bytes() const {
+  int64_t total = bias_.defined() ? bias_.nbytes() : 0;
+  for (const Group& group : groups_) total += weight_nbytes(group.weight);
+  return total;
+}
+
+}  // namespace reft

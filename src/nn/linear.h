@@ -1,0 +1,54 @@
+// y = x Wᵀ + b, where W may be several matrices of the checkpoint that share their input (q, k, v;
+// gate, up).
+#pragma once
+
+#include "nn/module.h"
+#include "ops/linear.h"
+
+namespace reft {
+
+class Linear : public Module {
+ public:
+  struct Part {
+    std::string
+        name;  // "q_proj": parameters "q_proj.weight" [out_features, in_features] and "q_proj.bias"
+    int64_t out_features = 0;
+  };
+
+  // One matrix: parameters "weight" [N, K] and, with `bias`, "bias" [N].
+  Linear(Module* parent, std::string name, int64_t in_features, int64_t out_features,
+         bool bias = false);
+  // Several matrices, whose results lie side by side: y = [x W₀ᵀ | x W₁ᵀ | …]. Parts are named
+  // below `parent`.
+  Linear(Module* parent, int64_t in_features, std::vector<Part> parts, bool bias = false);
+
+  // x: [T, K]. Returns [T, N] in x's dtype.
+  Tensor operator()(const Tensor& x) const;
+
+  int64_t in_features() const { return in_features_; }
+  int64_t out_features() const { return out_features_; }
+
+  // Neighbouring parts of one dtype become one weight; others stay apart (GGUF mixes block
+  // formats).
+  void finish_loading(Device device, DType compute) override;
+  int64_t weight_bytes() const override;
+
+ private:
+  struct Group {
+    Weight weight;
+    int64_t begin = 0;  // first column of y
+  };
+
+  void add_part(const std::string& prefix, int64_t out_features, bool bias);
+
+  int64_t in_features_;
+  int64_t out_features_ = 0;
+  std::vector<Tensor> part_weights_;  // as the file has them, until finish_loading
+  std::vector<Group> groups_;
+  Tensor bias_;  // [N] float32, or undefined
+};
+
+// Bytes of a weight's data and packed form.
+int64_t weight_nbytes(const Weight& weight);
+
+}  // namespace reft

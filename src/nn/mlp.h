@@ -1,0 +1,31 @@
+// The gated feed-forward layer.
+#pragma once
+
+#include "nn/linear.h"
+#include "ops/activation.h"
+
+namespace reft {
+
+// down(act(gate(x)) * up(x)). Parameters {gate,up,down}_proj.{weight,bias}. Follows LlamaMLP.
+class Mlp : public Module {
+ public:
+  Mlp(Module* parent, std::string name, int64_t hidden_size, int64_t intermediate_size,
+      Activation activation, bool bias = false)
+      : Module(parent, std::move(name)),
+        activation_(activation),
+        gate_up_(this, hidden_size,
+                 {{"gate_proj", intermediate_size}, {"up_proj", intermediate_size}}, bias),
+        down_(this, "down_proj", intermediate_size, hidden_size, bias) {}
+
+  // x: [T, D]. Returns [T, D].
+  Tensor operator()(const Tensor& x) const {
+    return down_(gated_activation(gate_up_(x), activation_));
+  }
+
+ private:
+  Activation activation_;
+  Linear gate_up_;
+  Linear down_;
+};
+
+}  // namespace reft
