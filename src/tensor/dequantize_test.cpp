@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "tensor/checkpoint_reader.h"
+#include "tensor/float_types.h"
 
 namespace reft {
 namespace {
@@ -86,6 +87,18 @@ TEST(Dequantize, EveryFp8CodeEqualsPyTorch) {
   expect_same_bits(got, file->read("e4m3.values").to_vector<float>());
   dequantize_row(DType::kF8E5M2, codes.data(), got.data(), 256);
   expect_same_bits(got, file->read("e5m2.values").to_vector<float>());
+}
+
+TEST(Dequantize, EveryHalfEqualsTheScalarConversion) {
+  std::vector<f16> halves(0x10000);
+  std::vector<float> wanted(halves.size());
+  for (size_t i = 0; i < halves.size(); ++i) {
+    halves[i].bits = static_cast<uint16_t>(i);
+    wanted[i] = to_float(halves[i]);
+  }
+  std::vector<float> got(halves.size());
+  dequantize_row(DType::kF16, halves.data(), got.data(), static_cast<int64_t>(got.size()));
+  expect_same_bits(got, wanted);
 }
 
 TEST(Dequantize, DoublesAreRounded) {
