@@ -24,8 +24,8 @@ struct EngineStats {
   int64_t num_requests_running = 0;
   int64_t num_requests_waiting = 0;
   int64_t num_kv_blocks = 0;
-  int64_t num_free_kv_blocks = 0;  // blocks that hold only reusable prefixes count as free
-  double kv_cache_usage = 0;       // 0 … 1
+  int64_t num_free_kv_blocks = 0;     // blocks that hold only reusable prefixes count as free
+  double kv_cache_usage = 0;          // 0 … 1
   uint64_t prefix_cache_queries = 0;  // tokens looked up
   uint64_t prefix_cache_hits = 0;     // tokens found
   uint64_t num_preemptions = 0;

@@ -29,7 +29,11 @@ class RequestError : public Error {
   std::string code_;
 };
 
-// Names, defaults and meaning as vLLM's SamplingParams.
+// Limits of one request.
+inline constexpr int32_t kMaxOutputsPerRequest = 16384;  // n
+inline constexpr int32_t kMaxLogprobs = 20;              // alternatives per token
+
+// Names, defaults and meaning as vLLM's SamplingParams. Output i of n draws with seed + i.
 struct SamplingParams {
   int32_t n = 1;
   float temperature = 1.0f;
@@ -63,25 +67,29 @@ struct TokenLogprob {
   int32_t rank = 0;  // 1: the most likely
 };
 
-// One output token (or prompt token) with its alternatives, the chosen one first.
+// One output token (or prompt token) with its alternatives: the chosen one first, then the others
+// among the most likely ones, most likely first (the chosen one is not repeated).
 using TokenLogprobs = std::vector<TokenLogprob>;
 
 enum class FinishReason { kNone, kStop, kLength, kAbort, kError };
-const char* finish_reason_name(FinishReason reason);  // "stop", "length", "abort", "error"; "" for kNone
+const char* finish_reason_name(
+    FinishReason reason);  // "stop", "length", "abort", "error"; "" for kNone
 
 // What happened to one of the n outputs of a request since the last update.
 struct GenerationUpdate {
-  int32_t index = 0;                 // 0 … n−1
-  std::string text;                  // whole characters only; stop strings already cut
-  std::vector<int32_t> token_ids;    // new tokens
+  int32_t index = 0;                    // 0 … n−1
+  std::string text;                     // whole characters only; stop strings already cut
+  std::vector<int32_t> token_ids;       // new tokens
   std::vector<TokenLogprobs> logprobs;  // one per new token, when asked for
   FinishReason finish_reason = FinishReason::kNone;
-  std::variant<std::monostate, int32_t, std::string> stop_reason;  // the stop token id or stop string
-  std::string error;                 // for kError
+  std::variant<std::monostate, int32_t, std::string>
+      stop_reason;    // the stop token id or stop string
+  std::string error;  // for kError
   int64_t num_prompt_tokens = 0;
-  int64_t num_cached_tokens = 0;     // of the prompt, found in the prefix cache
-  int64_t num_output_tokens = 0;     // of this output so far
-  // In the first update of a request that asked for prompt_logprobs: one per prompt token, the first empty.
+  int64_t num_cached_tokens = 0;  // of the prompt, found in the prefix cache
+  int64_t num_output_tokens = 0;  // of this output so far
+  // In the first update of a request that asked for prompt_logprobs: one per prompt token, the
+  // first empty.
   std::vector<TokenLogprobs> prompt_logprobs;
 };
 
@@ -91,8 +99,8 @@ struct GenerationRequest {
   SamplingParams params;
   int64_t priority = 0;    // with the priority policy: lower runs first
   std::string cache_salt;  // prefixes are only shared among equal salts
-  // Called from the engine's output thread, in order, the last with a finish_reason for each index. Must not block
-  // or call back into the engine (abort excepted).
+  // Called from the engine's output thread, in order, the last with a finish_reason for each index.
+  // Must not block or call back into the engine (abort excepted).
   std::function<void(GenerationUpdate&&)> on_update;
 };
 

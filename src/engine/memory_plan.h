@@ -1,0 +1,36 @@
+// How many KV blocks, and how long a sequence may get.
+#pragma once
+
+#include <cstdint>
+
+#include "engine/engine.h"
+
+namespace reft {
+
+struct KvPlan {
+  int64_t num_blocks = 0;
+  int64_t max_model_len = 0;
+};
+
+// The facts that the plan follows from.
+struct KvFacts {
+  int64_t block_bytes = 0;      // of one block over all layers
+  int64_t model_len = 0;        // the model's longest sequence; 0: unknown
+  int64_t available_bytes = 0;  // memory that is free
+};
+
+// num_gpu_blocks_override blocks; else as many as kv_cache_memory_bytes hold; else what a quarter
+// of the free memory, but at most 4 GiB, holds, and no more than max_num_seqs sequences of
+// max_model_len tokens can use. A max_model_len of 0 becomes the model's own, lowered to what the
+// blocks hold; with num_gpu_blocks_override a given one is lowered too. Throws Error with needed,
+// available and a fitting flag value.
+KvPlan plan_kv_cache(const EngineOptions& options, const KvFacts& facts);
+
+// Memory that this process may still take: MemAvailable of /proc/meminfo, or what the cgroup leaves
+// if that is less.
+int64_t available_memory();
+
+// Throws Error naming the flag.
+void check_options(const EngineOptions& options);
+
+}  // namespace reft
