@@ -3,15 +3,132 @@
 #include <algorithm>
 #include <vector>
 
+#include "backends/cpu/linear_pack.h"
 #include "base/thread_pool.h"
 #include "tensor/dequantize.h"
 
 namespace reft {
+namespace cpu {
 namespace {
 
-// Expands each weight row to float once and multiplies all rows of x by it. Any dtype, no layout
-// needed.
-void linear_plain(Tensor& y, const Tensor& x, const Weight& weight, const Tensor& bias) {
+// Packed activations that a core reads again for every panel should stay in its second-level cache
+// beside a panel.
+constexpr int64_t kChunkBytes = 384 << 10;
+// Bounds the scratch memory of long prompts.
+constexpr int64_t kBlockBytes = 16 << 20;
+// Less weight than this is not worth handing to another thread.
+constexpr int64_t kGrainBytes = 8 << 10;
+
+// Rows [begin, end) cut into tiles of at most max_rows, as even as possible.
+struct Tiling {
+  int64_t rows;
+  int64_t count;
+
+  Tiling(int64_t rows_in, int max_rows)
+      : rows(rows_in), count((rows_in + max_rows - 1) / max_rows) {}
+  int64_t begin(int64_t tile) const { return rows / count * tile + std::min(tile, rows % count); }
+};
+
+// The part of a multiplication that one pack of activations serves.
+struct Block {
+  const CpuPackedWeight& weight;
+  const float* x;
+  int64_t x_stride;
+  float* y;
+  int64_t y_stride;
+  const float* bias;  // or null
+  std::byte* scratch;
+  Tiling tiling;
+
+  void pack(int64_t tile) const {
+    const int64_t row = tiling.begin(tile);
+    const int64_t k = weight.in_features();
+    weight.kernels().pack_activations(
+        {.x = x + row * x_stride,
+         .x_stride = x_stride,
+         .k = k,
+         .rows = static_cast<int>(tiling.begin(tile + 1) - row),
+         .out = scratch + row * activation_bytes(weight.layout(), k)});
+  }
+
+  void multiply(int64_t panel, int64_t first_tile, int64_t last_tile) const {
+    const int64_t k = weight.in_features();
+    const int64_t column = panel * kPanel;
+    const int columns = static_cast<int>(std::min<int64_t>(kPanel, weight.out_features() - column));
+    float padded_bias[kPanel] = {};
+    if (bias != nullptr) std::copy_n(bias + column, columns, padded_bias);
+    for (int64_t tile = first_tile; tile < last_tile; ++tile) {
+      const int64_t row = tiling.begin(tile);
+      const int64_t rows = tiling.begin(tile + 1) - row;
+      weight.kernels().tiles[rows - 1](
+          {.panel = weight.panel(panel),
+           .activations = scratch + row * activation_bytes(weight.layout(), k),
+           .k = k,
+           .y = y + row * y_stride + column,
+           .y_stride = y_stride,
+           .columns = columns,
+           .bias = bias != nullptr ? padded_bias : nullptr,
+           .table = weight.table()});
+    }
+  }
+};
+
+void run_block(const Block& block) {
+  const int64_t row_bytes = activation_bytes(block.weight.layout(), block.weight.in_features());
+  const int64_t tiles = block.tiling.count;
+  const int64_t panels = block.weight.num_panels();
+  if (tiles <= 2) {
+    for (int64_t tile = 0; tile < tiles; ++tile) block.pack(tile);
+  } else {
+    compute_pool().parallel_for(tiles, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t tile = begin; tile < end; ++tile) block.pack(tile);
+    });
+  }
+  const int64_t rows_per_tile = (block.tiling.rows + tiles - 1) / tiles;
+  const int64_t chunk_tiles =
+      std::max<int64_t>(1, kChunkBytes / (rows_per_tile * std::max<int64_t>(row_bytes, 1)));
+  const int64_t chunks = (tiles + chunk_tiles - 1) / chunk_tiles;
+  const Tiling chunking(tiles, static_cast<int>(std::min<int64_t>(chunk_tiles, tiles)));
+  const int64_t grain =
+      std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, block.weight.panel_stride() * tiles));
+  compute_pool().parallel_for(chunks * panels, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t chunk = i / panels;
+      block.multiply(i % panels, chunking.begin(chunk), chunking.begin(chunk + 1));
+    }
+  });
+}
+
+}  // namespace
+
+void multiply_packed(Tensor& y, const Tensor& x, const CpuPackedWeight& weight,
+                     const Tensor& bias) {
+  const int64_t rows = x.size(0);
+  if (rows == 0 || weight.out_features() == 0) return;
+  const int64_t row_bytes = activation_bytes(weight.layout(), weight.in_features());
+  const int max_rows = weight.kernels().max_rows;
+  const int64_t block_rows = std::max<int64_t>(
+      max_rows, kBlockBytes / std::max<int64_t>(row_bytes, 1) / max_rows * max_rows);
+  const Tensor scratch = Tensor::empty({std::min(rows, block_rows) * row_bytes}, DType::kU8);
+  for (int64_t row = 0; row < rows; row += block_rows) {
+    run_block({.weight = weight,
+               .x = x.data<float>() + row * x.stride(0),
+               .x_stride = x.stride(0),
+               .y = y.data<float>() + row * y.stride(0),
+               .y_stride = y.stride(0),
+               .bias = bias.defined() ? bias.data<float>() : nullptr,
+               .scratch = scratch.raw(),
+               .tiling = Tiling(std::min(block_rows, rows - row), max_rows)});
+  }
+}
+
+}  // namespace cpu
+
+namespace {
+
+// Expands each weight row to float once and multiplies all rows of x by it: for weights that nobody
+// prepared.
+void linear_unpacked(Tensor& y, const Tensor& x, const Weight& weight, const Tensor& bias) {
   const Tensor& w = weight.data;
   const int64_t k = weight.in_features;
   const int64_t w_stride = row_bytes(w.dtype(), w.stride(0));
@@ -23,15 +140,9 @@ void linear_plain(Tensor& y, const Tensor& x, const Weight& weight, const Tensor
       dequantize_row(w.dtype(), w.raw() + n * w_stride, row.data(), k);
       for (int64_t t = 0; t < x.size(0); ++t) {
         const float* xt = xs + t * x.stride(0);
-        float sums[8] = {};
-        int64_t i = 0;
-        for (; i + 8 <= k; i += 8) {
-          for (int j = 0; j < 8; ++j) sums[j] += xt[i + j] * row[static_cast<size_t>(i + j)];
-        }
-        float sum = bias.defined() ? bias.data<float>()[n] : 0.0f;
-        for (; i < k; ++i) sum += xt[i] * row[static_cast<size_t>(i)];
-        for (float part : sums) sum += part;
-        ys[t * y.stride(0) + n] = sum;
+        double sum = bias.defined() ? bias.data<float>()[n] : 0.0f;
+        for (int64_t i = 0; i < k; ++i) sum += double{xt[i]} * row[static_cast<size_t>(i)];
+        ys[t * y.stride(0) + n] = static_cast<float>(sum);
       }
     }
   });
@@ -40,14 +151,22 @@ void linear_plain(Tensor& y, const Tensor& x, const Weight& weight, const Tensor
 void linear_cpu(Tensor& y, const Tensor& x, const Weight& weight, const Tensor& bias) {
   check(x.dtype() == DType::kF32 && y.dtype() == DType::kF32,
         "linear on the CPU takes float32 activations, got {}", x.str());
-  linear_plain(y, x, weight, bias);
+  check(y.dims() == 2 && y.size(0) == x.size(0) && y.size(1) == weight.out_features,
+        "linear: the result is {}, not [{}, {}]", y.str(), x.size(0), weight.out_features);
+  if (const auto* packed = dynamic_cast<const cpu::CpuPackedWeight*>(weight.packed.get())) {
+    cpu::multiply_packed(y, x, *packed, bias);
+  } else {
+    check(weight.data.defined(), "linear: the weight has no data");
+    linear_unpacked(y, x, weight, bias);
+  }
 }
 
 void prepare_weight_cpu(Weight& weight, DType compute, bool keep_data) {
-  if (compute == DType::kF32 && !keep_data && weight.dtype != DType::kF32) {
-    weight.data = weight.data.to(DType::kF32);
-    weight.dtype = DType::kF32;
-  }
+  check(!weight.scales.defined(),
+        "linear: {} weights with separate scales are not supported on the CPU",
+        dtype_name(weight.dtype));
+  weight.packed = cpu::pack_weight(weight.data, compute, cpu_features());
+  if (!keep_data) weight.data = Tensor();
 }
 
 const RegisterKernel register_linear(linear_kernel, DeviceType::kCpu, &linear_cpu);

@@ -1,0 +1,326 @@
+#include "backends/cpu/linear_pack.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "base/thread_pool.h"
+#include "tensor/dequantize.h"
+
+namespace reft::cpu {
+namespace {
+
+// The value of an IQ4_NL code, and twice the value of an MXFP4 (E2M1) code.
+alignas(16) constexpr int8_t kIq4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                               1,    13,   25,  38,  53,  69,  89,  113};
+alignas(16) constexpr int8_t kMxfp4Values[16] = {0, 1,  2,  3,  4,  6,  8,  12,
+                                                 0, -1, -2, -3, -4, -6, -8, -12};
+
+// One unit of one row of a block format, in the terms of the integer layouts.
+struct UnitValues {
+  uint8_t codes[kUnit];
+  uint16_t scale;  // 16-bit floats of the one-level layouts
+  uint16_t min;
+  int8_t scales[2];  // of the two-level layouts, per group
+  int8_t mins[2];
+  uint16_t super_scale;
+  uint16_t super_min;
+};
+
+uint16_t read16(const uint8_t* at) {
+  uint16_t value;
+  std::memcpy(&value, at, 2);
+  return value;
+}
+
+// 16 bytes hold 32 codes: the low nibbles come first.
+void read_nibbles(const uint8_t* bytes, UnitValues& out) {
+  for (int i = 0; i < 16; ++i) {
+    out.codes[i] = bytes[i] & 15;
+    out.codes[16 + i] = bytes[i] >> 4;
+  }
+}
+
+// Adds the fifth bits, bit i of a little-endian word for code i.
+void add_fifth_bits(const uint8_t* bits, UnitValues& out) {
+  for (int i = 0; i < kUnit; ++i) {
+    out.codes[i] = static_cast<uint8_t>(out.codes[i] | (bits[i / 8] >> (i % 8) & 1) << 4);
+  }
+}
+
+// Six-bit scale and minimum of sub-block i of Q4_K and Q5_K, from 12 bytes.
+void read_k_scale(const uint8_t* s, int i, UnitValues& out) {
+  if (i < 4) {
+    out.scales[0] = static_cast<int8_t>(s[i] & 63);
+    out.mins[0] = static_cast<int8_t>(s[i + 4] & 63);
+  } else {
+    out.scales[0] = static_cast<int8_t>((s[i + 4] & 15) | (s[i - 4] >> 6) << 4);
+    out.mins[0] = static_cast<int8_t>(s[i + 4] >> 4 | (s[i] >> 6) << 4);
+  }
+}
+
+// Minimums are subtracted in the K formats and added in our layouts.
+uint16_t negated(uint16_t half) { return half ^ 0x8000u; }
+
+// Reads unit `u` (32 values) of the block at `b`; u is 0 for blocks of 32.
+template <DType kType>
+void read_unit(const uint8_t* b, int u, UnitValues& out) {
+  if constexpr (kType == DType::kQ4_0 || kType == DType::kIQ4_NL) {
+    out.scale = read16(b);
+    read_nibbles(b + 2, out);
+  } else if constexpr (kType == DType::kQ4_1) {
+    out.scale = read16(b);
+    out.min = read16(b + 2);
+    read_nibbles(b + 4, out);
+  } else if constexpr (kType == DType::kQ5_0) {
+    out.scale = read16(b);
+    read_nibbles(b + 6, out);
+    add_fifth_bits(b + 2, out);
+    for (uint8_t& code : out.codes) code = static_cast<uint8_t>(code - 16);
+  } else if constexpr (kType == DType::kQ5_1) {
+    out.scale = read16(b);
+    out.min = read16(b + 2);
+    read_nibbles(b + 8, out);
+    add_fifth_bits(b + 4, out);
+  } else if constexpr (kType == DType::kQ8_0) {
+    out.scale = read16(b);
+    std::memcpy(out.codes, b + 2, kUnit);
+  } else if constexpr (kType == DType::kMXFP4) {
+    // The table holds doubled values, so the scale is 2^(e − 128), as a bfloat16 (subnormal for e <
+    // 2).
+    out.scale = static_cast<uint16_t>(b[0] < 2 ? 0x20u << b[0] : (b[0] - 1u) << 7);
+    read_nibbles(b + 1, out);
+  } else if constexpr (kType == DType::kQ2_K) {
+    const uint8_t* q = b + 16 + 32 * (u / 4);
+    for (int i = 0; i < kUnit; ++i) out.codes[i] = q[i] >> (2 * (u % 4)) & 3;
+    for (int g = 0; g < 2; ++g) {
+      out.scales[g] = static_cast<int8_t>(b[2 * u + g] & 15);
+      out.mins[g] = static_cast<int8_t>(b[2 * u + g] >> 4);
+    }
+    out.super_scale = read16(b + 80);
+    out.super_min = negated(read16(b + 82));
+  } else if constexpr (kType == DType::kQ3_K) {
+    const uint8_t* q = b + 32 + 32 * (u / 4);
+    for (int i = 0; i < kUnit; ++i) {
+      out.codes[i] = static_cast<uint8_t>((q[i] >> (2 * (u % 4)) & 3) | (b[i] >> u & 1) << 2);
+    }
+    const uint8_t* s = b + 96;
+    for (int g = 0; g < 2; ++g) {
+      const int i = 2 * u + g;
+      const int low = i < 8 ? s[i] & 15 : s[i - 8] >> 4;
+      out.scales[g] = static_cast<int8_t>((low | (s[8 + i % 4] >> (2 * (i / 4)) & 3) << 4) - 32);
+    }
+    out.super_scale = read16(b + 108);
+  } else if constexpr (kType == DType::kQ4_K || kType == DType::kQ5_K) {
+    const uint8_t* q = b + (kType == DType::kQ4_K ? 16 : 48) + 32 * (u / 2);
+    for (int i = 0; i < kUnit; ++i) out.codes[i] = u % 2 == 0 ? q[i] & 15 : q[i] >> 4;
+    if constexpr (kType == DType::kQ5_K) {
+      const uint8_t* high = b + 16;
+      for (int i = 0; i < kUnit; ++i) {
+        out.codes[i] = static_cast<uint8_t>(out.codes[i] | (high[i] >> u & 1) << 4);
+      }
+    }
+    read_k_scale(b + 4, u, out);
+    out.super_scale = read16(b);
+    out.super_min = negated(read16(b + 2));
+  } else {
+    static_assert(kType == DType::kQ6_K);
+    const int quarter = u % 4;
+    const uint8_t* low = b + 64 * (u / 4) + 32 * (quarter % 2);
+    const uint8_t* high = b + 128 + 32 * (u / 4);
+    for (int i = 0; i < kUnit; ++i) {
+      const int nibble = quarter < 2 ? low[i] & 15 : low[i] >> 4;
+      out.codes[i] = static_cast<uint8_t>((nibble | (high[i] >> (2 * quarter) & 3) << 4) - 32);
+    }
+    for (int g = 0; g < 2; ++g) out.scales[g] = static_cast<int8_t>(b[192 + 2 * u + g]);
+    out.super_scale = read16(b + 208);
+  }
+}
+
+// Writes one row's unit into column `n` of a panel.
+template <Layout kLayout>
+void write_unit(const UnitValues& in, std::byte* super, std::byte* unit, int n) {
+  constexpr LayoutInfo kInfo = layout_info(kLayout);
+  std::byte* mins = unit + scale_bytes(kInfo);
+  if constexpr (kInfo.scale == Scale::kTwoLevel) {
+    for (int g = 0; g < groups_per_unit(kInfo); ++g) {
+      std::memcpy(unit + g * kPanel + n, &in.scales[g], 1);
+      if constexpr (kInfo.min) std::memcpy(mins + g * kPanel + n, &in.mins[g], 1);
+    }
+    std::memcpy(super + 2 * n, &in.super_scale, 2);
+    if constexpr (kInfo.min) std::memcpy(super + 2 * kPanel + 2 * n, &in.super_min, 2);
+  } else {
+    std::memcpy(unit + 2 * n, &in.scale, 2);
+    if constexpr (kInfo.min) std::memcpy(mins + 2 * n, &in.min, 2);
+  }
+  std::byte* codes = unit + unit_bytes(kInfo) - code_bytes(kInfo) + 4 * n;
+  constexpr int kStep = is_nibble(kInfo.code) ? 2 : 1;
+  for (int j = 0; j < kUnit / 4; j += kStep, codes += 4 * kPanel) {
+    uint32_t word;
+    std::memcpy(&word, in.codes + 4 * j, 4);
+    if constexpr (kStep == 2) {
+      uint32_t next;
+      std::memcpy(&next, in.codes + 4 * j + 4, 4);
+      word |= next << 4;
+    }
+    std::memcpy(codes, &word, 4);
+  }
+}
+
+template <DType kType, Layout kLayout>
+void pack_blocks(const Tensor& data, const CpuPackedWeight& out) {
+  constexpr LayoutInfo kInfo = layout_info(kLayout);
+  const DTypeInfo& type = dtype_info(kType);
+  const int units_per_block = type.block_elems / kUnit;
+  const int64_t row_stride = row_bytes(kType, data.stride(0));
+  const int64_t units = out.in_features() / kUnit;
+  compute_pool().parallel_for(out.num_panels(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      const int64_t first = p * kPanel;
+      const int rows = static_cast<int>(std::min<int64_t>(kPanel, out.out_features() - first));
+      if (rows < kPanel) std::memset(out.panel(p), 0, static_cast<size_t>(out.panel_stride()));
+      for (int n = 0; n < rows; ++n) {
+        const auto* block = reinterpret_cast<const uint8_t*>(data.raw() + (first + n) * row_stride);
+        std::byte* at = out.panel(p);
+        std::byte* super = at;
+        for (int64_t unit = 0; unit < units; ++unit) {
+          if (unit % kSuperUnits == 0) {
+            super = at;
+            at += super_bytes(kInfo);
+          }
+          UnitValues values;
+          read_unit<kType>(block, static_cast<int>(unit % units_per_block), values);
+          write_unit<kLayout>(values, super, at, n);
+          at += unit_bytes(kInfo);
+          if (unit % units_per_block == units_per_block - 1) block += type.block_bytes;
+        }
+      }
+    }
+  });
+}
+
+// T: the element of the layout; kPair: values of k that stand together.
+template <class T, int kPair>
+void interleave_row(const T* row, T* panel, int n, int64_t k) {
+  for (int64_t i = 0; i < k; ++i) {
+    panel[(i / kPair * kPanel + n) * kPair + i % kPair] = row[i];
+  }
+}
+
+void pack_floats(const Tensor& data, const CpuPackedWeight& out) {
+  const int64_t k = out.in_features();
+  const int64_t row_stride = row_bytes(data.dtype(), data.stride(0));
+  compute_pool().parallel_for(out.num_panels(), 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> expanded(static_cast<size_t>(k));
+    for (int64_t p = begin; p < end; ++p) {
+      const int64_t first = p * kPanel;
+      const int rows = static_cast<int>(std::min<int64_t>(kPanel, out.out_features() - first));
+      std::byte* panel = out.panel(p);
+      if (rows < kPanel || k % 2 != 0)
+        std::memset(panel, 0, static_cast<size_t>(out.panel_stride()));
+      for (int n = 0; n < rows; ++n) {
+        const std::byte* row = data.raw() + (first + n) * row_stride;
+        if (out.layout() == Layout::kF16) {
+          interleave_row<uint16_t, 1>(reinterpret_cast<const uint16_t*>(row),
+                                      reinterpret_cast<uint16_t*>(panel), n, k);
+        } else if (out.layout() != Layout::kF32) {
+          interleave_row<uint16_t, 2>(reinterpret_cast<const uint16_t*>(row),
+                                      reinterpret_cast<uint16_t*>(panel), n, k);
+        } else {
+          dequantize_row(data.dtype(), row, expanded.data(), k);
+          interleave_row<float, 1>(expanded.data(), reinterpret_cast<float*>(panel), n, k);
+        }
+      }
+    }
+  });
+}
+
+struct BlockPacking {
+  Layout layout;
+  const int8_t* table;
+  void (*pack)(const Tensor& data, const CpuPackedWeight& out);
+};
+
+BlockPacking block_packing(DType dtype) {
+  switch (dtype) {
+    case DType::kQ4_0:
+      return {Layout::kQ4Sym, nullptr, &pack_blocks<DType::kQ4_0, Layout::kQ4Sym>};
+    case DType::kQ4_1:
+      return {Layout::kQ4Min, nullptr, &pack_blocks<DType::kQ4_1, Layout::kQ4Min>};
+    case DType::kQ5_0:
+      return {Layout::kByteSym, nullptr, &pack_blocks<DType::kQ5_0, Layout::kByteSym>};
+    case DType::kQ5_1:
+      return {Layout::kByteMin, nullptr, &pack_blocks<DType::kQ5_1, Layout::kByteMin>};
+    case DType::kQ8_0:
+      return {Layout::kByteSym, nullptr, &pack_blocks<DType::kQ8_0, Layout::kByteSym>};
+    case DType::kQ2_K:
+      return {Layout::kQ2K, nullptr, &pack_blocks<DType::kQ2_K, Layout::kQ2K>};
+    case DType::kQ3_K:
+      return {Layout::kQ3K, nullptr, &pack_blocks<DType::kQ3_K, Layout::kQ3K>};
+    case DType::kQ4_K:
+      return {Layout::kQ4K, nullptr, &pack_blocks<DType::kQ4_K, Layout::kQ4K>};
+    case DType::kQ5_K:
+      return {Layout::kQ5K, nullptr, &pack_blocks<DType::kQ5_K, Layout::kQ5K>};
+    case DType::kQ6_K:
+      return {Layout::kQ6K, nullptr, &pack_blocks<DType::kQ6_K, Layout::kQ6K>};
+    case DType::kIQ4_NL:
+      return {Layout::kLookup, kIq4Values, &pack_blocks<DType::kIQ4_NL, Layout::kLookup>};
+    case DType::kMXFP4:
+      return {Layout::kLookupE8, kMxfp4Values, &pack_blocks<DType::kMXFP4, Layout::kLookupE8>};
+    default:
+      fail("linear: {} weights have no layout on the CPU", dtype_name(dtype));
+  }
+}
+
+Layout float_layout(DType dtype, DType compute, const CpuFeatures& features) {
+  if (dtype == DType::kF16) return Layout::kF16;
+  if (dtype != DType::kBF16) return Layout::kF32;
+  const bool dot = compute != DType::kF32 && find_kernels(Layout::kBF16Dot, features) != nullptr;
+  return dot ? Layout::kBF16Dot : Layout::kBF16;
+}
+
+}  // namespace
+
+CpuPackedWeight::CpuPackedWeight(Layout layout, const TileKernels& kernels, const int8_t* table,
+                                 int64_t n, int64_t k)
+    : layout_(layout),
+      kernels_(&kernels),
+      table_(table),
+      n_(n),
+      k_(k),
+      stride_((panel_bytes(layout, k) + 63) / 64 * 64),
+      bytes_(Tensor::empty({num_panels() * stride_}, DType::kU8)) {}
+
+std::shared_ptr<const CpuPackedWeight> pack_weight(const Tensor& data, DType compute,
+                                                   const CpuFeatures& features) {
+  check(is_float(data.dtype()) || is_block_format(data.dtype()),
+        "linear: {} weights are not supported on the CPU", dtype_name(data.dtype()));
+  BlockPacking packing{float_layout(data.dtype(), compute, features), nullptr, &pack_floats};
+  if (is_block_format(data.dtype()) && compute != DType::kF32)
+    packing = block_packing(data.dtype());
+  auto packed =
+      std::make_shared<CpuPackedWeight>(packing.layout, *find_kernels(packing.layout, features),
+                                        packing.table, data.size(0), data.size(1));
+  packing.pack(data, *packed);
+  return packed;
+}
+
+const TileKernels* find_kernels(Layout layout, const CpuFeatures& features) {
+  const auto has = [&](const KernelTable& table) {
+    return table.layouts[static_cast<int>(layout)].max_rows > 0;
+  };
+  const auto of = [&](const KernelTable& table) {
+    return &table.layouts[static_cast<int>(layout)];
+  };
+#if defined(__x86_64__)
+  if (features.avx512_bf16 && has(kAvx512Bf16Kernels)) return of(kAvx512Bf16Kernels);
+  if (features.avx512_vnni && has(kAvx512VnniKernels)) return of(kAvx512VnniKernels);
+  if (features.avx512 && has(kAvx512Kernels)) return of(kAvx512Kernels);
+#elif defined(__aarch64__)
+  if (features.neon_dot && has(kNeonDotKernels)) return of(kNeonDotKernels);
+  if (features.neon && has(kNeonKernels)) return of(kNeonKernels);
+#endif
+  return has(kScalarKernels) ? of(kScalarKernels) : nullptr;
+}
+
+}  // namespace reft::cpu
