@@ -29,10 +29,11 @@ reft_static_library(reft_md md md5.h)                   # libmd-dev
 add_library(reft_edit INTERFACE)
 target_link_libraries(reft_edit INTERFACE reft_edit_only reft_tinfo reft_bsd reft_md)
 
-add_library(reft_http INTERFACE)
-target_link_libraries(reft_http INTERFACE reft_ssl)
-target_include_directories(reft_http SYSTEM INTERFACE ${Boost_INCLUDE_DIRS})
-target_compile_definitions(reft_http INTERFACE BOOST_ERROR_CODE_HEADER_ONLY BOOST_ASIO_SEPARATE_COMPILATION
+# Asio and Beast are compiled once, in boost_http.cpp.
+add_library(reft_http STATIC ${CMAKE_CURRENT_LIST_DIR}/boost_http.cpp)
+target_link_libraries(reft_http PUBLIC reft_ssl)
+target_include_directories(reft_http SYSTEM PUBLIC ${Boost_INCLUDE_DIRS})
+target_compile_definitions(reft_http PUBLIC BOOST_ERROR_CODE_HEADER_ONLY BOOST_ASIO_SEPARATE_COMPILATION
                            BOOST_BEAST_SEPARATE_COMPILATION)
 
 if(REFT_TESTS)
