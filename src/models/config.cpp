@@ -99,14 +99,14 @@ Config Config::section(const char* key) const {
 DecoderConfig read_decoder_config(const Config& config, const DecoderDefaults& defaults) {
   DecoderConfig d;
   d.architecture = read_architecture(config.json());
-  d.vocab_size = config.size("vocab_size");
+  d.vocab_size = config.size("vocab_size", defaults.vocab_size);
   d.hidden_size = config.size("hidden_size");
   d.intermediate_size = config.size("intermediate_size");
   d.num_layers = config.size("num_hidden_layers");
   if (d.num_layers > kMaxLayers)
     config.refuse("num_hidden_layers", "is {}, out of range", d.num_layers);
-  d.num_heads = config.size("num_attention_heads");
-  d.num_kv_heads = config.size("num_key_value_heads", d.num_heads);
+  d.num_heads = config.size("num_attention_heads", defaults.num_heads);
+  d.num_kv_heads = config.size("num_key_value_heads", defaults.num_kv_heads.value_or(d.num_heads));
   if (d.num_heads % d.num_kv_heads != 0) {
     config.refuse("num_attention_heads", "is {}, not a multiple of num_key_value_heads {}",
                   d.num_heads, d.num_kv_heads);

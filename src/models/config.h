@@ -54,6 +54,8 @@ struct DecoderDefaults {
   int64_t max_position = 0;  // 0: the key must be there
   bool tied = false;
   int64_t head_dim = 0;  // 0: hidden_size / num_attention_heads
+  // Sizes that a config.json may leave out (Gemma 3's text_config); absent elsewhere is an Error.
+  std::optional<int64_t> vocab_size, num_heads, num_kv_heads;
 };
 
 // The numbers that every dense decoder has.

@@ -115,10 +115,16 @@ std::unique_ptr<CausalLmModel> create_gemma3(const Json& json, const LoadOptions
   const bool nested = top.has("text_config");
   const Config config = nested ? top.section("text_config") : top;
   const bool tied = nested ? top.flag("tie_word_embeddings", true) : true;
+  DecoderDefaults defaults{.max_position = 131072, .tied = tied, .head_dim = 256};
+  if (nested) {  // the released configs leave out what is transformers' default
+    defaults.vocab_size = 262208;
+    defaults.num_heads = 8;
+    defaults.num_kv_heads = 4;
+  }
   const int64_t pattern = config.size("sliding_window_pattern", 6);
-  GemmaConfig c =
-      read_config(config, {.max_position = 131072, .tied = tied, .head_dim = 256},
-                  /*gemma3=*/true, [&](int64_t layer) { return (layer + 1) % pattern != 0; });
+  GemmaConfig c = read_config(config, defaults, /*gemma3=*/true,
+                              [&](int64_t layer) { return (layer + 1) % pattern != 0; });
+  c.decoder.dtype = read_dtype(json).value_or(c.decoder.dtype);
   c.decoder.architecture = read_architecture(json);
   // Only the full layers follow rope_theta and rope_scaling; the sliding ones have a plain table of
   // their own.

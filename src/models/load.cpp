@@ -1,7 +1,6 @@
-#include <atomic>
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
-#include <mutex>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -132,6 +131,8 @@ void settle_tying(Json& config, const CheckpointReader& reader, const CanonicalN
   const TensorEntry* head = names.find(kHeadName);
   const TensorEntry* embedding = names.find(kEmbeddingName);
   if (head == nullptr || embedding == nullptr) return;
+  const auto tied = config.find("tie_word_embeddings");
+  if (tied != config.end() && *tied != true) return;
   bool equal = head->dtype == embedding->dtype && head->shape == embedding->shape;
   if (equal) {
     const Tensor a = reader.read(head->name);
