@@ -316,6 +316,8 @@ const TileKernels* find_kernels(Layout layout, const CpuFeatures& features) {
   if (features.avx512_bf16 && has(kAvx512Bf16Kernels)) return of(kAvx512Bf16Kernels);
   if (features.avx512_vnni && has(kAvx512VnniKernels)) return of(kAvx512VnniKernels);
   if (features.avx512 && has(kAvx512Kernels)) return of(kAvx512Kernels);
+  if (features.avx_vnni && has(kAvxVnniKernels)) return of(kAvxVnniKernels);
+  if (features.avx2 && has(kAvx2Kernels)) return of(kAvx2Kernels);
 #elif defined(__aarch64__)
   if (features.neon_dot && has(kNeonDotKernels)) return of(kNeonDotKernels);
   if (features.neon && has(kNeonKernels)) return of(kNeonKernels);
