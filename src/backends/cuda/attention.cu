@@ -1,0 +1,531 @@
+// Attention over the paged cache. 16-bit types with head dims 64, 96, 128 and 256 run on the tensor
+// cores: a block takes one KV head of one sequence, its rows being (query token, query head of the
+// group) pairs, so that a group's heads share every key that is loaded. With at most 16 such rows
+// (decoding) the warps split the keys, else they split the rows. Everything else takes a plain
+// kernel, one warp per token and head.
+#include <algorithm>
+#include <cmath>
+
+#include "backends/cuda/common.h"
+#include "backends/cuda/mma.h"
+#include "ops/attention.h"
+
+namespace reft {
+namespace {
+
+constexpr float kLog2e = 1.4426950408889634f;
+
+struct AttentionShape {
+  const int32_t* query_start;
+  const int32_t* context_len;
+  const int32_t* block_table;
+  int64_t table_stride;
+  int num_heads, num_kv_heads, head_dim, block_size;
+  float scale, soft_cap;
+  int64_t window;  // 0: all
+  const float* sinks;
+  int num_splits;
+  float* partial;  // [B, Hk, splits, 16, Dh + 2] with splits > 1
+};
+
+__device__ __forceinline__ float cap_score(float score, const AttentionShape& s) {
+  score *= s.scale;
+  return s.soft_cap > 0.0f ? s.soft_cap * tanhf(score / s.soft_cap) : score;
+}
+
+// Element offset of a key (or value) in [N, Hk, P, Dh].
+__device__ __forceinline__ int64_t key_offset(const AttentionShape& s, const int32_t* table,
+                                              int kv_head, int64_t key) {
+  const int64_t block = table[key / s.block_size];
+  return ((block * s.num_kv_heads + kv_head) * s.block_size + key % s.block_size) * s.head_dim;
+}
+
+constexpr int kMaxPlainDim = 512;
+
+template <class T, class C>
+__global__ void plain_attention_kernel(T* __restrict__ out, const T* __restrict__ q,
+                                       const C* __restrict__ k_cache, const C* __restrict__ v_cache,
+                                       int64_t num_sequences, int64_t num_tokens,
+                                       AttentionShape s) {
+  const int64_t item = (blockIdx.x * int64_t{blockDim.x} + threadIdx.x) / 32;
+  const int lane = threadIdx.x % 32;
+  if (item >= num_tokens * s.num_heads) return;
+  const int64_t token = item / s.num_heads;
+  const int head = static_cast<int>(item % s.num_heads);
+  const int kv_head = head / (s.num_heads / s.num_kv_heads);
+  int64_t low = 0, high = num_sequences;  // the last sequence that starts at or before the token
+  while (high - low > 1) {
+    const int64_t middle = (low + high) / 2;
+    (s.query_start[middle] <= token ? low : high) = middle;
+  }
+  const int64_t position = s.context_len[low] - s.query_start[low + 1] + token;
+  const int32_t* table = s.block_table + low * s.table_stride;
+  constexpr int kPerLane = kMaxPlainDim / 32;
+  float query[kPerLane], sum[kPerLane];
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int d = lane + 32 * i;
+    query[i] = d < s.head_dim ? as_float(q[(token * s.num_heads + head) * s.head_dim + d]) : 0.0f;
+    sum[i] = 0.0f;
+  }
+  float maximum = -INFINITY, total = 0.0f;
+  const int64_t first = s.window > 0 ? max(int64_t{0}, position - s.window + 1) : 0;
+  for (int64_t key = first; key <= position; ++key) {
+    const int64_t offset = key_offset(s, table, kv_head, key);
+    float dot = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      const int d = lane + 32 * i;
+      if (d < s.head_dim) dot += query[i] * as_float(k_cache[offset + d]);
+    }
+    const float score = cap_score(warp_sum(dot), s);
+    const float grown = fmaxf(maximum, score);
+    const float keep = expf(maximum - grown), weight = expf(score - grown);
+    maximum = grown;
+    total = total * keep + weight;
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      const int d = lane + 32 * i;
+      if (d < s.head_dim) sum[i] = sum[i] * keep + weight * as_float(v_cache[offset + d]);
+    }
+  }
+  float keep = 1.0f;
+  if (s.sinks != nullptr) {
+    const float grown = fmaxf(maximum, s.sinks[head]);
+    keep = expf(maximum - grown);
+    total = total * keep + expf(s.sinks[head] - grown);
+  }
+  const float inverse = total > 0.0f ? keep / total : 0.0f;
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int d = lane + 32 * i;
+    if (d < s.head_dim)
+      out[(token * s.num_heads + head) * s.head_dim + d] = as<T>(sum[i] * inverse);
+  }
+}
+
+constexpr int kWarps = 4;
+constexpr int kThreads = kWarps * 32;
+constexpr int kTileKeys = 64;
+
+template <class T, int kDim>
+constexpr size_t tile_bytes() {
+  return size_t{kTileKeys} * (kDim + 8) * sizeof(T);
+}
+// Two stages of K and V tiles, or the merge buffer of the decoding form, which is smaller; and Q
+// rows.
+template <class T, int kDim, bool kDecode>
+constexpr size_t shared_bytes() {
+  return 4 * tile_bytes<T, kDim>() + size_t{kDecode ? 16 : 16 * kWarps} * (kDim + 8) * sizeof(T);
+}
+
+// Queues the copy of keys [key0, key0 + 64) of one head into a tile; keys past `end` become zeros.
+template <class T, int kDim>
+__device__ __forceinline__ void load_tile(T* tile, const T* cache, const AttentionShape& s,
+                                          const int32_t* table, int kv_head, int64_t key0,
+                                          int64_t end) {
+  constexpr int kChunks = kDim / 8;
+  for (int i = threadIdx.x; i < kTileKeys * kChunks; i += kThreads) {
+    const int row = i / kChunks, chunk = i % kChunks;
+    const int64_t key = key0 + row;
+    const bool inside = key < end;
+    const T* from = inside ? cache + key_offset(s, table, kv_head, key) + chunk * 8 : cache;
+    cp_async_16(tile + row * (kDim + 8) + chunk * 8, from, inside ? 16 : 0);
+  }
+}
+
+// The accumulators of one warp: 16 rows of the output with their running maximum and sum (rows g
+// and g + 8).
+template <int kDim>
+struct RowState {
+  float out[kDim / 8][4];
+  float maximum[2];
+  float total[2];
+};
+
+// Scores of 16 rows × 8 kNumTiles keys, masked, then the online softmax and the product with V.
+template <class T, int kDim, int kNumTiles>
+__device__ __forceinline__ void attend_tile(RowState<kDim>& state, const T* q_rows, const T* k_tile,
+                                            const T* v_tile, const AttentionShape& s, int64_t key0,
+                                            const int64_t (&position)[2]) {
+  const int lane = threadIdx.x % 32, t = lane % 4;
+  constexpr int kStride = kDim + 8;
+  float scores[kNumTiles][4] = {};
+#pragma unroll
+  for (int k = 0; k < kDim; k += 32) {
+    uint32_t qa[4], qb[4];
+    const T* q_address = q_rows + (lane % 16) * kStride + k + lane / 16 * 8;
+    ldmatrix_x4(qa, q_address);
+    ldmatrix_x4(qb, q_address + 16);
+#pragma unroll
+    for (int n = 0; n < kNumTiles; ++n) {
+      uint32_t b[4];
+      ldmatrix_x4(b, k_tile + (n * 8 + lane % 8) * kStride + k + lane / 8 * 8);
+      mma_16816<T>(scores[n], qa, b[0], b[1]);
+      mma_16816<T>(scores[n], qb, b[2], b[3]);
+    }
+  }
+  float grown[2] = {state.maximum[0], state.maximum[1]};
+#pragma unroll
+  for (int n = 0; n < kNumTiles; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int64_t key = key0 + n * 8 + 2 * t + i % 2;
+      const int64_t p = position[i / 2];
+      const bool visible = key <= p && (s.window == 0 || key > p - s.window);
+      scores[n][i] = visible ? cap_score(scores[n][i], s) * kLog2e : -INFINITY;
+      grown[i / 2] = fmaxf(grown[i / 2], scores[n][i]);
+    }
+  }
+  float keep[2], base[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    grown[r] = fmaxf(grown[r], __shfl_xor_sync(0xffffffffu, grown[r], 1));
+    grown[r] = fmaxf(grown[r], __shfl_xor_sync(0xffffffffu, grown[r], 2));
+    base[r] = grown[r] == -INFINITY ? 0.0f : grown[r];  // a row that sees no key yet
+    keep[r] = exp2f(state.maximum[r] - base[r]);
+    state.maximum[r] = grown[r];
+    state.total[r] *= keep[r];
+  }
+#pragma unroll
+  for (int n = 0; n < kNumTiles; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      scores[n][i] = exp2f(scores[n][i] - base[i / 2]);
+      state.total[i / 2] += scores[n][i];
+    }
+  }
+#pragma unroll
+  for (int d = 0; d < kDim / 8; ++d) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) state.out[d][i] *= keep[i / 2];
+  }
+#pragma unroll
+  for (int n = 0; n < kNumTiles; n += 2) {
+    const uint32_t p[4] = {
+        pack2<T>(scores[n][0], scores[n][1]), pack2<T>(scores[n][2], scores[n][3]),
+        pack2<T>(scores[n + 1][0], scores[n + 1][1]), pack2<T>(scores[n + 1][2], scores[n + 1][3])};
+    const T* v_rows = v_tile + (n * 8 + lane % 16) * kStride + lane / 16 * 8;
+#pragma unroll
+    for (int d = 0; d < kDim; d += 16) {
+      uint32_t b[4];
+      ldmatrix_x4_trans(b, v_rows + d);
+      mma_16816<T>(state.out[d / 8], p, b[0], b[1]);
+      mma_16816<T>(state.out[d / 8 + 1], p, b[2], b[3]);
+    }
+  }
+}
+
+// Merges the four warps' states over the keys into warp 0's. Shared memory: kWarps × 16 × (kDim +
+// 2) floats.
+template <int kDim>
+__device__ __forceinline__ void merge_warps(RowState<kDim>& state, float* buffer) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  constexpr int kStride = kDim + 2;
+  float* own = buffer + warp * 16 * kStride;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float* row = own + (g + 8 * r) * kStride;
+#pragma unroll
+    for (int d = 0; d < kDim / 8; ++d) {
+      row[d * 8 + 2 * t] = state.out[d][2 * r];
+      row[d * 8 + 2 * t + 1] = state.out[d][2 * r + 1];
+    }
+    if (t == 0) {
+      row[kDim] = state.maximum[r];
+      row[kDim + 1] = state.total[r];
+    }
+  }
+  __syncthreads();
+  if (warp != 0) return;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const float* rows = buffer + (g + 8 * r) * kStride;
+    float maximum = -INFINITY;
+    for (int w = 0; w < kWarps; ++w) maximum = fmaxf(maximum, rows[w * 16 * kStride + kDim]);
+    const float base = maximum == -INFINITY ? 0.0f : maximum;
+    float total = 0.0f;
+#pragma unroll
+    for (int d = 0; d < kDim / 8; ++d) state.out[d][2 * r] = state.out[d][2 * r + 1] = 0.0f;
+    for (int w = 0; w < kWarps; ++w) {
+      const float* row = rows + w * 16 * kStride;
+      const float weight = exp2f(row[kDim] - base);
+      total += row[kDim + 1] * weight;
+#pragma unroll
+      for (int d = 0; d < kDim / 8; ++d) {
+        state.out[d][2 * r] += row[d * 8 + 2 * t] * weight;
+        state.out[d][2 * r + 1] += row[d * 8 + 2 * t + 1] * weight;
+      }
+    }
+    state.maximum[r] = maximum;
+    state.total[r] = total;
+  }
+}
+
+// Scales by 1 / sum, the sink included. maximum is in log2 units.
+__device__ __forceinline__ float row_scale(float maximum, float total, const float* sinks,
+                                           int head) {
+  if (sinks == nullptr) return total > 0.0f ? 1.0f / total : 0.0f;
+  const float sink = sinks[head] * kLog2e;
+  const float grown = fmaxf(maximum, sink);
+  const float keep = exp2f(maximum - grown);
+  return keep / (total * keep + exp2f(sink - grown));
+}
+
+template <class T, int kDim, bool kDecode>
+__global__ void __launch_bounds__(kThreads)
+    tile_attention_kernel(T* __restrict__ out, const T* __restrict__ q,
+                          const T* __restrict__ k_cache, const T* __restrict__ v_cache,
+                          AttentionShape s) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  constexpr int kStride = kDim + 8;
+  constexpr int kRows = kDecode ? 16 : 16 * kWarps;
+  constexpr int kNumTiles = kDecode ? 2 : kTileKeys / 8;
+  T* tiles = reinterpret_cast<T*>(shared);
+  T* q_rows = tiles + 4 * kTileKeys * kStride;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const int sequence = blockIdx.z, kv_head = blockIdx.y;
+  const int group = s.num_heads / s.num_kv_heads;
+  const int64_t start = s.query_start[sequence];
+  const int64_t query_len = s.query_start[sequence + 1] - start;
+  const int64_t context = s.context_len[sequence];
+  const int split = kDecode ? blockIdx.x : 0;
+  const int64_t row0 = kDecode ? 0 : blockIdx.x * int64_t{kRows};
+  const int64_t num_rows = query_len * group;
+  if (row0 >= num_rows) return;
+  const int32_t* table = s.block_table + sequence * s.table_stride;
+
+  constexpr int kChunks = kDim / 8;
+  for (int i = threadIdx.x; i < kRows * kChunks; i += kThreads) {
+    const int row = i / kChunks, chunk = i % kChunks;
+    const int64_t index = row0 + row;
+    const bool inside = index < num_rows;
+    const T* from =
+        q + ((start + index / group) * s.num_heads + kv_head * group + index % group) * kDim +
+        chunk * 8;
+    cp_async_16(q_rows + row * kStride + chunk * 8, inside ? from : q, inside ? 16 : 0);
+  }
+  // Keys that any row of this block sees.
+  const int64_t first_token = row0 / group;
+  const int64_t last_token = min(row0 + kRows, num_rows) - 1;
+  const int64_t key_limit = context - query_len + last_token / group + 1;
+  const int64_t first_position = context - query_len + first_token;
+  int64_t key_begin =
+      s.window > 0 ? max(int64_t{0}, first_position - s.window + 1) / kTileKeys * kTileKeys : 0;
+  int64_t key_end = key_limit;
+  if (kDecode && s.num_splits > 1) {
+    const int64_t tiles_all = (key_end - key_begin + kTileKeys - 1) / kTileKeys;
+    const int64_t per_split = (tiles_all + s.num_splits - 1) / s.num_splits * kTileKeys;
+    key_begin += split * per_split;
+    key_end = min(key_end, key_begin + per_split);
+  }
+
+  RowState<kDim> state;
+#pragma unroll
+  for (int d = 0; d < kDim / 8; ++d)
+    state.out[d][0] = state.out[d][1] = state.out[d][2] = state.out[d][3] = 0.0f;
+  state.maximum[0] = state.maximum[1] = -INFINITY;
+  state.total[0] = state.total[1] = 0.0f;
+  const int64_t my_row = row0 + (kDecode ? 0 : warp * 16) + g;
+  const int64_t position[2] = {context - query_len + my_row / group,
+                               context - query_len + (my_row + 8) / group};
+
+  const auto stage = [&](int i) { return tiles + i * 2 * kTileKeys * kStride; };
+  if (key_begin < key_end) {
+    load_tile<T, kDim>(stage(0), k_cache, s, table, kv_head, key_begin, key_end);
+    load_tile<T, kDim>(stage(0) + kTileKeys * kStride, v_cache, s, table, kv_head, key_begin,
+                       key_end);
+  }
+  cp_async_commit();
+  int current = 0;
+  for (int64_t key = key_begin; key < key_end; key += kTileKeys) {
+    const int64_t next = key + kTileKeys;
+    if (next < key_end) {
+      load_tile<T, kDim>(stage(1 - current), k_cache, s, table, kv_head, next, key_end);
+      load_tile<T, kDim>(stage(1 - current) + kTileKeys * kStride, v_cache, s, table, kv_head, next,
+                         key_end);
+    }
+    cp_async_commit();
+    cp_async_wait<1>();
+    __syncthreads();
+    const int offset = kDecode ? warp * 16 : 0;
+    const T* k_tile = stage(current) + offset * kStride;
+    attend_tile<T, kDim, kNumTiles>(state, q_rows + (kDecode ? 0 : warp * 16) * kStride, k_tile,
+                                    k_tile + kTileKeys * kStride, s, key + offset, position);
+    __syncthreads();
+    current = 1 - current;
+  }
+  cp_async_wait<0>();
+
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    state.total[r] += __shfl_xor_sync(0xffffffffu, state.total[r], 1);
+    state.total[r] += __shfl_xor_sync(0xffffffffu, state.total[r], 2);
+  }
+  if constexpr (kDecode) {
+    __syncthreads();
+    merge_warps<kDim>(state, reinterpret_cast<float*>(shared));
+    if (warp != 0) return;
+  }
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int64_t row = my_row + 8 * r;
+    if (row >= num_rows) continue;
+    if (kDecode && s.num_splits > 1) {
+      float* part =
+          s.partial +
+          (((int64_t{sequence} * s.num_kv_heads + kv_head) * s.num_splits + split) * 16 + row) *
+              (kDim + 2);
+#pragma unroll
+      for (int d = 0; d < kDim / 8; ++d) {
+        part[d * 8 + 2 * t] = state.out[d][2 * r];
+        part[d * 8 + 2 * t + 1] = state.out[d][2 * r + 1];
+      }
+      if (t == 0) {
+        part[kDim] = state.maximum[r];
+        part[kDim + 1] = state.total[r];
+      }
+      continue;
+    }
+    const int head = kv_head * group + static_cast<int>(row % group);
+    const float scale = row_scale(state.maximum[r], state.total[r], s.sinks, head);
+    T* to = out + ((start + row / group) * s.num_heads + head) * kDim;
+#pragma unroll
+    for (int d = 0; d < kDim / 8; ++d) {
+      *reinterpret_cast<uint32_t*>(to + d * 8 + 2 * t) =
+          pack2<T>(state.out[d][2 * r] * scale, state.out[d][2 * r + 1] * scale);
+    }
+  }
+}
+
+// Adds up the splits of one row.
+template <class T, int kDim>
+__global__ void combine_kernel(T* __restrict__ out, AttentionShape s) {
+  const int row = blockIdx.x, kv_head = blockIdx.y, sequence = blockIdx.z;
+  const int group = s.num_heads / s.num_kv_heads;
+  const int64_t start = s.query_start[sequence];
+  if (row >= (s.query_start[sequence + 1] - start) * group) return;
+  const float* parts =
+      s.partial +
+      ((int64_t{sequence} * s.num_kv_heads + kv_head) * s.num_splits * 16 + row) * (kDim + 2);
+  const int64_t stride = 16 * (kDim + 2);
+  float maximum = -INFINITY;
+  for (int i = 0; i < s.num_splits; ++i) maximum = fmaxf(maximum, parts[i * stride + kDim]);
+  const float base = maximum == -INFINITY ? 0.0f : maximum;
+  float total = 0.0f;
+  for (int i = 0; i < s.num_splits; ++i)
+    total += parts[i * stride + kDim + 1] * exp2f(parts[i * stride + kDim] - base);
+  const int head = kv_head * group + row % group;
+  const float scale = row_scale(maximum, total, s.sinks, head);
+  T* to = out + ((start + row / group) * s.num_heads + head) * kDim;
+  for (int d = threadIdx.x; d < kDim; d += blockDim.x) {
+    float sum = 0.0f;
+    for (int i = 0; i < s.num_splits; ++i)
+      sum += parts[i * stride + d] * exp2f(parts[i * stride + kDim] - base);
+    to[d] = as<T>(sum * scale);
+  }
+}
+
+template <class T, int kDim, bool kDecode>
+void launch_tiles(Tensor& out, const Tensor& q, const PagedKv& kv, const AttentionShape& s,
+                  dim3 grid) {
+  constexpr size_t kBytes = shared_bytes<T, kDim, kDecode>();
+  static_assert(!kDecode || kBytes >= sizeof(float) * kWarps * 16 * (kDim + 2));
+  static const cudaError_t raised = cudaFuncSetAttribute(
+      tile_attention_kernel<T, kDim, kDecode>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  cuda_check(raised, "raising the shared memory of paged_attention");
+  tile_attention_kernel<T, kDim, kDecode><<<grid, kThreads, kBytes, stream_of(q)>>>(
+      ptr<T>(out), ptr<T>(q), ptr<T>(kv.k), ptr<T>(kv.v), s);
+  check_launch("paged_attention");
+}
+
+template <class T, int kDim>
+void run_tiles(Tensor& out, const Tensor& q, const PagedKv& kv, const AttentionBatch& batch,
+               AttentionShape s) {
+  const auto sequences = static_cast<unsigned>(batch.context_len.size(0));
+  const auto kv_heads = static_cast<unsigned>(s.num_kv_heads);
+  const int64_t rows = batch.max_query_len * (s.num_heads / s.num_kv_heads);
+  if (rows > 16) {
+    launch_tiles<T, kDim, false>(out, q, kv, s,
+                                 dim3(blocks_for(rows, 16 * kWarps), kv_heads, sequences));
+    return;
+  }
+  // Enough blocks for two on every multiprocessor, but at least two tiles of keys for each.
+  const int64_t keys = s.window > 0
+                           ? std::min(batch.max_context_len, s.window + batch.max_query_len)
+                           : batch.max_context_len;
+  const int64_t wanted =
+      2 * cuda_num_sms(q.device().index) / std::max<int64_t>(1, int64_t{sequences} * kv_heads);
+  s.num_splits = static_cast<int>(
+      std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, keys / (2 * kTileKeys))));
+  Tensor partial;
+  if (s.num_splits > 1) {
+    partial = Tensor::empty({int64_t{sequences} * kv_heads * s.num_splits * 16 * (kDim + 2)},
+                            DType::kF32, q.device());
+    s.partial = ptr<float>(partial);
+  }
+  launch_tiles<T, kDim, true>(out, q, kv, s,
+                              dim3(static_cast<unsigned>(s.num_splits), kv_heads, sequences));
+  if (s.num_splits > 1) {
+    combine_kernel<T, kDim><<<dim3(static_cast<unsigned>(rows), kv_heads, sequences),
+                              std::min(kDim, 128), 0, stream_of(q)>>>(ptr<T>(out), s);
+    check_launch("paged_attention (combine)");
+  }
+}
+
+void paged_attention_cuda(Tensor& out, const Tensor& q, const PagedKv& kv,
+                          const AttentionBatch& batch, const AttentionArgs& args) {
+  const int64_t num_tokens = q.size(0);
+  if (num_tokens == 0 || batch.context_len.size(0) == 0) return;
+  AttentionShape s{.query_start = ptr<int32_t>(batch.query_start),
+                   .context_len = ptr<int32_t>(batch.context_len),
+                   .block_table = ptr<int32_t>(batch.block_table),
+                   .table_stride = batch.block_table.stride(0),
+                   .num_heads = static_cast<int>(q.size(1)),
+                   .num_kv_heads = static_cast<int>(kv.k.size(1)),
+                   .head_dim = static_cast<int>(q.size(2)),
+                   .block_size = static_cast<int>(kv.k.size(2)),
+                   .scale = args.scale,
+                   .soft_cap = args.soft_cap,
+                   .window = args.window,
+                   .sinks = args.sinks.defined() ? ptr<float>(args.sinks) : nullptr,
+                   .num_splits = 1,
+                   .partial = nullptr};
+  if (q.dtype() == kv.k.dtype() && q.dtype() != DType::kF32 && q.is_contiguous()) {
+    bool done = true;
+    dispatch_half(q.dtype(), "paged_attention", [&](auto type) {
+      using T = decltype(type);
+      switch (s.head_dim) {
+        case 64:
+          return run_tiles<T, 64>(out, q, kv, batch, s);
+        case 96:
+          return run_tiles<T, 96>(out, q, kv, batch, s);
+        case 128:
+          return run_tiles<T, 128>(out, q, kv, batch, s);
+        case 256:
+          return run_tiles<T, 256>(out, q, kv, batch, s);
+        default:
+          done = false;
+      }
+    });
+    if (done) return;
+  }
+  check(s.head_dim <= kMaxPlainDim, "paged_attention: head_dim {} is above {} on CUDA", s.head_dim,
+        kMaxPlainDim);
+  dispatch_float(q.dtype(), "paged_attention", [&](auto type) {
+    using T = decltype(type);
+    dispatch_float(kv.k.dtype(), "paged_attention", [&](auto cache_type) {
+      using C = decltype(cache_type);
+      plain_attention_kernel<T, C>
+          <<<blocks_for(num_tokens * s.num_heads, 4), 128, 0, stream_of(q)>>>(
+              ptr<T>(out), ptr<T>(q), ptr<C>(kv.k), ptr<C>(kv.v), batch.context_len.size(0),
+              num_tokens, s);
+      check_launch("paged_attention (plain)");
+    });
+  });
+}
+
+const RegisterKernel r(paged_attention_kernel, DeviceType::kCuda, &paged_attention_cuda);
+
+}  // namespace
+}  // namespace reft

@@ -1,0 +1,159 @@
+// Device memory and streams.
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <vector>
+
+#include "backends/cuda/common.h"
+#include "tensor/allocator.h"
+
+namespace reft {
+namespace {
+
+struct DeviceState {
+  cudaStream_t stream = nullptr;
+  int num_sms = 0;
+};
+
+// Throws Error where there is no such card or no driver for it.
+DeviceState open_device(int index) {
+  DeviceState state;
+  int count = 0;
+  cuda_check(cudaGetDeviceCount(&count), "counting devices");
+  check(index >= 0 && index < count, "there is no CUDA device {}: this machine has {}", index,
+        count);
+  cuda_check(cudaSetDevice(index), "selecting the device");
+  cuda_check(cudaStreamCreateWithFlags(&state.stream, cudaStreamNonBlocking), "creating a stream");
+  cuda_check(cudaDeviceGetAttribute(&state.num_sms, cudaDevAttrMultiProcessorCount, index),
+             "reading the multiprocessor count");
+  return state;
+}
+
+DeviceState& device_state(int index) {
+  static std::mutex mutex;
+  static std::map<int, DeviceState> states;
+  std::lock_guard lock(mutex);
+  auto it = states.find(index);
+  if (it == states.end()) it = states.emplace(index, open_device(index)).first;
+  return it->second;
+}
+
+// Freed blocks are kept by rounded size and handed out again at once: all work of a device is on
+// one stream, so the next user is ordered behind the last one.
+class CudaAllocator final : public Allocator {
+ public:
+  explicit CudaAllocator(int index) : device_{DeviceType::kCuda, index} {
+    device_state(index);  // throws where there is no such card
+  }
+
+  StoragePtr allocate(size_t bytes) override {
+    const size_t size = round_up(bytes);
+    void* data = nullptr;
+    {
+      std::lock_guard lock(mutex_);
+      auto it = free_.find(size);
+      if (it != free_.end() && !it->second.empty()) {
+        data = it->second.back();
+        it->second.pop_back();
+        use_.cached -= static_cast<int64_t>(size);
+      }
+    }
+    if (data == nullptr) data = device_allocate(size);
+    {
+      std::lock_guard lock(mutex_);
+      use_.allocated += static_cast<int64_t>(size);
+      use_.peak = std::max(use_.peak, use_.allocated);
+    }
+    return std::make_shared<Storage>(device_, data, bytes,
+                                     [this, data, size] { release(data, size); });
+  }
+
+  void trim() override {
+    cuda_check(cudaStreamSynchronize(cuda_stream(device_.index)), "waiting for the stream");
+    std::lock_guard lock(mutex_);
+    for (auto& [size, blocks] : free_) {
+      for (void* block : blocks) cudaFree(block);
+    }
+    free_.clear();
+    use_.cached = 0;
+  }
+
+  MemoryUse use() const override {
+    std::lock_guard lock(mutex_);
+    return use_;
+  }
+
+  void copy(void* to, const void* from, size_t bytes, Device to_device,
+            Device from_device) override {
+    if (bytes == 0) return;
+    const cudaStream_t stream = cuda_stream(device_.index);
+    cuda_check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream), "copying memory");
+    // Host memory may be reused or read as soon as this returns.
+    const bool host = to_device.type == DeviceType::kCpu || from_device.type == DeviceType::kCpu;
+    if (host) cuda_check(cudaStreamSynchronize(stream), "waiting for a copy");
+  }
+
+  void fill_zero(void* to, size_t bytes) override {
+    if (bytes > 0)
+      cuda_check(cudaMemsetAsync(to, 0, bytes, cuda_stream(device_.index)), "clearing memory");
+  }
+
+ private:
+  static size_t round_up(size_t bytes) {
+    const size_t unit = bytes < (size_t{1} << 20)    ? 512
+                        : bytes < (size_t{64} << 20) ? size_t{1} << 17
+                                                     : size_t{1} << 21;
+    return std::max<size_t>(unit, (bytes + unit - 1) / unit * unit);
+  }
+
+  void* device_allocate(size_t size) {
+    cuda_check(cudaSetDevice(device_.index), "selecting the device");
+    void* data = nullptr;
+    cudaError_t status = cudaMalloc(&data, size);
+    if (status == cudaErrorMemoryAllocation) {
+      cudaGetLastError();
+      trim();
+      status = cudaMalloc(&data, size);
+    }
+    if (status == cudaErrorMemoryAllocation) {
+      cudaGetLastError();
+      size_t free_bytes = 0, total_bytes = 0;
+      cudaMemGetInfo(&free_bytes, &total_bytes);
+      fail("out of memory on cuda:{}: {} bytes wanted, {} of {} free", device_.index, size,
+           free_bytes, total_bytes);
+    }
+    cuda_check(status, "allocating device memory");
+    return data;
+  }
+
+  void release(void* data, size_t size) {
+    std::lock_guard lock(mutex_);
+    use_.allocated -= static_cast<int64_t>(size);
+    free_[size].push_back(data);
+    use_.cached += static_cast<int64_t>(size);
+  }
+
+  Device device_;
+  mutable std::mutex mutex_;
+  std::map<size_t, std::vector<void*>> free_;
+  MemoryUse use_;
+};
+
+Allocator& cuda_allocator(int index) {
+  static std::mutex mutex;
+  static auto* allocators =
+      new std::map<int, CudaAllocator*>();  // storages may outlive static objects
+  std::lock_guard lock(mutex);
+  CudaAllocator*& allocator = (*allocators)[index];
+  if (allocator == nullptr) allocator = new CudaAllocator(index);
+  return *allocator;
+}
+
+const bool registered = (register_allocator(DeviceType::kCuda, &cuda_allocator), true);
+
+}  // namespace
+
+cudaStream_t cuda_stream(int device_index) { return device_state(device_index).stream; }
+int cuda_num_sms(int device_index) { return device_state(device_index).num_sms; }
+
+}  // namespace reft

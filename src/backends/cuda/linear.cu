@@ -1,0 +1,192 @@
+// y = x Wᵀ + b. Few rows of x: a kernel that streams the weights once at memory bandwidth. Many
+// rows: cuBLASLt, opened at run time. Anything else (odd K, float32): a plain kernel.
+#include "backends/cuda/common.h"
+#include "backends/cuda/cublas.h"
+#include "backends/cuda/mma.h"
+#include "ops/linear.h"
+
+namespace reft {
+namespace {
+
+constexpr int kStreamWarps = 8;  // warps of a block; they split K
+constexpr int kStreamRows = 16;  // rows of W per block
+constexpr int64_t kStreamTokens = 64;
+
+__device__ __forceinline__ uint4 load_stream(const void* p) {
+  uint4 v;
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+  return v;
+}
+
+// One block: 16 rows of W against up to 8 * kTiles rows of x. Warp w takes the 32-element slices w,
+// w + 8, … of K. The order of k inside a slice is the same permutation for W and x, chosen so that
+// every lane loads 16 contiguous bytes: lane (g, t) holds k = 8t … 8t+7 of row g, two matrix
+// instructions' worth.
+template <class T, class Out, int kTiles>
+__global__ void __launch_bounds__(kStreamWarps * 32)
+    stream_kernel(Out* __restrict__ y, int64_t y_stride, const T* __restrict__ x, int64_t x_stride,
+                  const T* __restrict__ w, const float* __restrict__ bias, int64_t tokens,
+                  int64_t n, int64_t k) {
+  __shared__ float partial[kStreamWarps][kStreamRows][kTiles * 8 + 1];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const int64_t row0 = blockIdx.x * int64_t{kStreamRows};
+  // Rows past the end read the last row; their results are not stored.
+  const T* w0 = w + min(row0 + g, n - 1) * k + t * 8;
+  const T* w1 = w + min(row0 + g + 8, n - 1) * k + t * 8;
+  const T* x_rows[kTiles];
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i)
+    x_rows[i] = x + min(int64_t{i * 8 + g}, tokens - 1) * x_stride + t * 8;
+  float d[kTiles][4] = {};
+  constexpr int kUnroll = 4;
+  const int64_t slices = k / 32;
+  for (int64_t base = warp; base < slices; base += kStreamWarps * kUnroll) {
+    uint4 a0[kUnroll], a1[kUnroll];
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int64_t slice = base + u * kStreamWarps;
+      const int64_t at = (slice < slices ? slice : base) * 32;
+      a0[u] = load_stream(w0 + at);
+      a1[u] = load_stream(w1 + at);
+    }
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int64_t slice = base + u * kStreamWarps;
+      if (slice >= slices) break;
+      const uint32_t first[4] = {a0[u].x, a1[u].x, a0[u].y, a1[u].y};
+      const uint32_t second[4] = {a0[u].z, a1[u].z, a0[u].w, a1[u].w};
+#pragma unroll
+      for (int i = 0; i < kTiles; ++i) {
+        const uint4 b = *reinterpret_cast<const uint4*>(x_rows[i] + slice * 32);
+        mma_16816<T>(d[i], first, b.x, b.y);
+        mma_16816<T>(d[i], second, b.z, b.w);
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i) {
+    partial[warp][g][i * 8 + 2 * t] = d[i][0];
+    partial[warp][g][i * 8 + 2 * t + 1] = d[i][1];
+    partial[warp][g + 8][i * 8 + 2 * t] = d[i][2];
+    partial[warp][g + 8][i * 8 + 2 * t + 1] = d[i][3];
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < kStreamRows * kTiles * 8; i += kStreamWarps * 32) {
+    const int row = i % kStreamRows, token = i / kStreamRows;
+    if (row0 + row >= n || token >= tokens) continue;
+    float sum = bias == nullptr ? 0.0f : bias[row0 + row];
+#pragma unroll
+    for (int p = 0; p < kStreamWarps; ++p) sum += partial[p][row][token];
+    y[token * y_stride + row0 + row] = as<Out>(sum);
+  }
+}
+
+// Any shape and type: one warp per output element.
+template <class T, class W, class Out>
+__global__ void plain_kernel(Out* __restrict__ y, int64_t y_stride, const T* __restrict__ x,
+                             int64_t x_stride, const W* __restrict__ w,
+                             const float* __restrict__ bias, int64_t tokens, int64_t n, int64_t k) {
+  const int64_t item = (blockIdx.x * int64_t{blockDim.x} + threadIdx.x) / 32;
+  const int lane = threadIdx.x % 32;
+  if (item >= tokens * n) return;
+  const int64_t token = item / n, row = item % n;
+  float sum = 0.0f;
+  for (int64_t i = lane; i < k; i += 32)
+    sum += as_float(x[token * x_stride + i]) * as_float(w[row * k + i]);
+  sum = warp_sum(sum);
+  if (lane == 0) y[token * y_stride + row] = as<Out>(sum + (bias == nullptr ? 0.0f : bias[row]));
+}
+
+template <class Out>
+__global__ void add_bias_kernel(Out* __restrict__ y, int64_t y_stride,
+                                const float* __restrict__ bias, int64_t n, int64_t total) {
+  const int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
+  if (i >= total) return;
+  Out& value = y[i / n * y_stride + i % n];
+  value = as<Out>(as_float(value) + bias[i % n]);
+}
+
+template <class T, class Out>
+void launch_stream(Tensor& y, const Tensor& x, const Tensor& w, const float* bias) {
+  const int64_t tokens = x.size(0), n = w.size(0), k = w.size(1);
+  const unsigned grid = blocks_for(n, kStreamRows);
+  const auto run = [&]<int kTiles>() {
+    stream_kernel<T, Out, kTiles><<<grid, kStreamWarps * 32, 0, stream_of(x)>>>(
+        ptr<Out>(y), y.stride(0), ptr<T>(x), x.stride(0), ptr<T>(w), bias, tokens, n, k);
+  };
+  if (tokens <= 8) {
+    run.template operator()<1>();
+  } else if (tokens <= 16) {
+    run.template operator()<2>();
+  } else if (tokens <= 32) {
+    run.template operator()<4>();
+  } else {
+    run.template operator()<8>();
+  }
+  check_launch("linear (stream)");
+}
+
+bool aligned_16(const void* p, int64_t stride_bytes) {
+  return reinterpret_cast<uintptr_t>(p) % 16 == 0 && stride_bytes % 16 == 0;
+}
+
+void linear_cuda(Tensor& y, const Tensor& x, const Weight& weight, const Tensor& bias) {
+  const Tensor& w = weight.data;
+  const int64_t tokens = x.size(0), n = w.size(0), k = w.size(1);
+  if (tokens == 0 || n == 0) return;
+  const float* bias_values = bias.defined() ? ptr<float>(bias) : nullptr;
+  const bool half = x.dtype() == w.dtype() && x.dtype() != DType::kF32;
+  const bool aligned =
+      k % 32 == 0 && aligned_16(x.raw(), x.stride(0) * 2) && aligned_16(w.raw(), k * 2);
+  const auto with_types = [&](auto f) {
+    dispatch_half(x.dtype(), "linear", [&](auto type) {
+      using T = decltype(type);
+      if (y.dtype() == DType::kF32) return f(T{}, float{});
+      f(T{}, T{});
+    });
+  };
+  if (half && aligned && tokens <= kStreamTokens) {
+    with_types(
+        [&](auto t, auto out) { launch_stream<decltype(t), decltype(out)>(y, x, w, bias_values); });
+    return;
+  }
+  if (half && cublas_linear(y, x, w)) {
+    if (bias_values == nullptr) return;
+    with_types([&](auto, auto out) {
+      using Out = decltype(out);
+      add_bias_kernel<Out><<<blocks_for(tokens * n, 256), 256, 0, stream_of(x)>>>(
+          ptr<Out>(y), y.stride(0), bias_values, n, tokens * n);
+      check_launch("linear (bias)");
+    });
+    return;
+  }
+  dispatch_float(x.dtype(), "linear", [&](auto type) {
+    using T = decltype(type);
+    dispatch_float(w.dtype(), "linear", [&](auto w_type) {
+      using W = decltype(w_type);
+      dispatch_float(y.dtype(), "linear", [&](auto out_type) {
+        using Out = decltype(out_type);
+        plain_kernel<T, W, Out><<<blocks_for(tokens * n, 8), 256, 0, stream_of(x)>>>(
+            ptr<Out>(y), y.stride(0), ptr<T>(x), x.stride(0), ptr<W>(w), bias_values, tokens, n, k);
+        check_launch("linear (plain)");
+      });
+    });
+  });
+}
+
+// Weights are kept as [N, K] rows in the compute type; block formats are expanded to it on the
+// host.
+void prepare_weight_cuda(Weight& weight, DType compute, bool) {
+  if (weight.dtype == compute) return;
+  const Device device = weight.data.device();
+  weight.data = weight.data.to(kCpuDevice).to(compute).to(device);
+  weight.dtype = compute;
+}
+
+const RegisterKernel r1(linear_kernel, DeviceType::kCuda, &linear_cuda);
+const RegisterKernel r2(prepare_weight_kernel, DeviceType::kCuda, &prepare_weight_cuda);
+
+}  // namespace
+}  // namespace reft
