@@ -49,7 +49,7 @@ struct ServerOptions {
   double keep_alive_seconds = 900;      // an idle connection
   double request_timeout_seconds = 30;  // from a request's first byte to the end of its head; then
                                         // without any progress of its body
-  double ping_seconds = 15;  // an SSE comment when a stream was silent for that long
+  double ping_seconds = 15;             // an SSE comment when a stream was silent for that long
   int64_t max_stream_buffer_bytes =
       4 << 20;  // unsent bytes of a slow reader, beyond which it is aborted
   double shutdown_timeout_seconds =

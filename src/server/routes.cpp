@@ -1,0 +1,162 @@
+// The small routes: tokenize, detokenize, apply_template, models, health, version, metrics, the web
+// UI.
+#include "server/chat_prompt.h"
+#include "server/handlers.h"
+#include "server/json_writer.h"
+#include "server/openai_requests.h"
+
+#if __has_include("server/assets.h")
+#include "server/assets.h"
+#endif
+
+namespace reft {
+namespace {
+
+void answer(const std::shared_ptr<Exchange>& exchange, std::string body) {
+  HttpResponse response;
+  response.body = std::move(body);
+  exchange->respond(std::move(response));
+}
+
+std::string model_object(const ServeContext& context, const std::string& name) {
+  std::string out = R"({"id":)";
+  append_json_string(out, name);
+  out += R"(,"object":"model","created":)";
+  append_json_int(out, context.created);
+  out += R"(,"owned_by":)";
+  append_json_string(out, context.options.owned_by);
+  out += R"(,"root":)";
+  append_json_string(out, context.options.model_path.empty() ? name : context.options.model_path);
+  out += R"(,"parent":null,"max_model_len":)";
+  append_json_int(out, context.request.max_model_len);
+  out += R"(,"permission":[]})";
+  return out;
+}
+
+}  // namespace
+
+void handle_tokenize(ServeContext& context, const std::shared_ptr<Exchange>& exchange) {
+  const Json body = parse_request_body(exchange->request().body);
+  const Fields fields(body);
+  const RequestContext& request = context.request;
+  request.resolve_model(fields.string("model"));
+  const bool with_strings = fields.boolean("return_token_strs").value_or(false);
+  std::vector<int32_t> ids;
+  if (fields.get("messages") != nullptr) {
+    const ChatPrompt prompt = parse_chat_prompt(fields, request);
+    ids = encode_chat_prompt(prompt, render_chat_prompt(prompt, request), request);
+  } else {
+    const auto text = fields.string("prompt");
+    if (!text) fields.refuse("prompt", "is missing: send 'prompt' or 'messages'");
+    EncodeOptions options;
+    options.add_special_tokens = fields.boolean("add_special_tokens").value_or(true);
+    ids = request.require_tokenizer().encode(*text, options);
+  }
+  std::string out = R"({"count":)";
+  append_json_int(out, static_cast<int64_t>(ids.size()));
+  out += R"(,"max_model_len":)";
+  append_json_int(out, request.max_model_len);
+  out += R"(,"tokens":[)";
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (i > 0) out += ',';
+    append_json_int(out, ids[i]);
+  }
+  out += R"(],"token_strs":)";
+  if (with_strings) {
+    out += '[';
+    for (size_t i = 0; i < ids.size(); ++i) {
+      if (i > 0) out += ',';
+      append_json_string(out, request.require_tokenizer().id_to_token(ids[i]));
+    }
+    out += ']';
+  } else {
+    out += "null";
+  }
+  out += '}';
+  answer(exchange, std::move(out));
+}
+
+void handle_detokenize(ServeContext& context, const std::shared_ptr<Exchange>& exchange) {
+  const Json body = parse_request_body(exchange->request().body);
+  const Fields fields(body);
+  context.request.resolve_model(fields.string("model"));
+  const auto ids = fields.int_array("tokens", 0, context.request.vocab_size - 1);
+  if (!ids) fields.refuse("tokens", "is missing");
+  const bool skip_special = fields.boolean("skip_special_tokens").value_or(false);
+  std::string out = R"({"prompt":)";
+  append_json_string(out, context.request.require_tokenizer().decode(*ids, skip_special));
+  out += '}';
+  answer(exchange, std::move(out));
+}
+
+void handle_apply_template(ServeContext& context, const std::shared_ptr<Exchange>& exchange) {
+  const Json body = parse_request_body(exchange->request().body);
+  const Fields fields(body);
+  context.request.resolve_model(fields.string("model"));
+  const ChatPrompt prompt = parse_chat_prompt(fields, context.request);
+  std::string out = R"({"prompt":)";
+  append_json_string(out, render_chat_prompt(prompt, context.request));
+  out += '}';
+  answer(exchange, std::move(out));
+}
+
+void handle_models(ServeContext& context, const std::shared_ptr<Exchange>& exchange) {
+  std::string out = R"({"object":"list","data":[)";
+  for (size_t i = 0; i < context.request.model_names.size(); ++i) {
+    if (i > 0) out += ',';
+    out += model_object(context, context.request.model_names[i]);
+  }
+  out += "]}";
+  answer(exchange, std::move(out));
+}
+
+void handle_model(ServeContext& context, const std::shared_ptr<Exchange>& exchange) {
+  constexpr std::string_view kPrefix = "/v1/models/";
+  const std::string name = exchange->request().path.substr(kPrefix.size());
+  answer(exchange, model_object(context, context.request.resolve_model(name)));
+}
+
+void handle_health(ServeContext& context, const std::shared_ptr<Exchange>& exchange) {
+  std::string reason;
+  if (!context.engine.healthy(&reason)) {
+    return exchange->respond(
+        error_response(503, "the engine stopped: " + reason, "", "engine_dead"));
+  }
+  exchange->respond({});
+}
+
+void handle_ping(ServeContext& context, const std::shared_ptr<Exchange>& exchange) {
+  handle_health(context, exchange);
+}
+
+void handle_version(ServeContext&, const std::shared_ptr<Exchange>& exchange) {
+  answer(exchange, R"({"version":")" REFT_VERSION R"("})");
+}
+
+void handle_metrics(ServeContext& context, const std::shared_ptr<Exchange>& exchange) {
+  HttpResponse response;
+  response.content_type = "text/plain; version=0.0.4; charset=utf-8";
+  response.body = prometheus_text(context);
+  exchange->respond(std::move(response));
+}
+
+void handle_asset(ServeContext&, const std::shared_ptr<Exchange>& exchange) {
+#if __has_include("server/assets.h")
+  const HttpRequest& request = exchange->request();
+  if (const Asset* asset = find_asset(request.path == "/" ? "/ui.html" : request.path)) {
+    HttpResponse response;
+    response.content_type = std::string(asset->content_type);
+    response.extra_headers = fmt::format("cache-control: no-cache\r\netag: {}\r\n", asset->etag);
+    if (!asset->etag.empty() && request.header("if-none-match") == asset->etag) {
+      response.status = 304;
+    } else {
+      if (asset->gzip) response.extra_headers += "content-encoding: gzip\r\n";
+      response.static_body = asset->bytes;
+    }
+    return exchange->respond(std::move(response));
+  }
+#endif
+  exchange->respond(error_response(404, "not found: " + exchange->request().path.substr(0, 200)));
+}
+
+}  // namespace reft
