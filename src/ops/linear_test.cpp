@@ -6,10 +6,13 @@
 #include <random>
 
 #include "ops/embedding.h"
+#include "ops/op_cases.h"
 #include "tensor/dequantize.h"
 
 namespace reft {
 namespace {
+
+const bool covered = cover_ops({"linear", "prepare_weight", "embedding", "gather_rows"});
 
 Tensor random_tensor(Shape shape, uint32_t seed, float scale = 1.0f) {
   std::mt19937 random(seed);

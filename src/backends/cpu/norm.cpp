@@ -1,53 +1,53 @@
 #include "ops/norm.h"
 
-#include <cmath>
-
+#include "backends/cpu/simd.h"
 #include "base/thread_pool.h"
 
 namespace reft {
 namespace {
 
-void normalize_row(float* y, const float* x, const float* weight, int64_t n, float eps,
-                   NormKind kind) {
-  float sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += x[i] * x[i];
-  const float scale = 1.0f / std::sqrt(sum / static_cast<float>(n) + eps);
-  const float offset = kind == NormKind::kOnePlus ? 1.0f : 0.0f;
-  for (int64_t i = 0; i < n; ++i) y[i] = x[i] * scale * (weight ? weight[i] + offset : 1.0f);
-}
+// Elements that take a thread about as long as handing them out.
+constexpr int64_t kGrain = 16384;
+
+int64_t rows_of(int64_t elements, int64_t row) { return elements / row + 1; }
 
 void rms_norm_cpu(Tensor& y, const Tensor& x, const Tensor& weight, float eps, NormKind kind) {
+  const auto& simd = simd_kernels();
   const int64_t n = x.size(1);
   const float* in = x.data<float>();
   const float* w = weight.defined() ? weight.data<float>() : nullptr;
+  const float offset = kind == NormKind::kOnePlus ? 1.0f : 0.0f;
   float* out = y.data<float>();
-  compute_pool().parallel_for(x.size(0), 16384 / n + 1, [&](int64_t begin, int64_t end) {
+  compute_pool().parallel_for(x.size(0), rows_of(kGrain, n), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
-      normalize_row(out + t * n, in + t * x.stride(0), w, n, eps, kind);
+      simd.rms_norm(out + t * n, in + t * x.stride(0), w, n, eps, offset);
     }
   });
 }
 
 void add_rms_norm_cpu(Tensor& y, Tensor& residual, const Tensor& x, const Tensor& weight, float eps,
                       NormKind kind) {
+  const auto& simd = simd_kernels();
   const int64_t n = x.size(1);
   const float* in = x.data<float>();
   const float* w = weight.defined() ? weight.data<float>() : nullptr;
+  const float offset = kind == NormKind::kOnePlus ? 1.0f : 0.0f;
   float* sum = residual.data<float>();
   float* out = y.data<float>();
-  compute_pool().parallel_for(x.size(0), 16384 / n + 1, [&](int64_t begin, int64_t end) {
+  compute_pool().parallel_for(x.size(0), rows_of(kGrain, n), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
-      for (int64_t i = 0; i < n; ++i) sum[t * n + i] += in[t * n + i];
-      normalize_row(out + t * n, sum + t * n, w, n, eps, kind);
+      simd.add(sum + t * n, in + t * n, n);
+      simd.rms_norm(out + t * n, sum + t * n, w, n, eps, offset);
     }
   });
 }
 
 void add_into_cpu(Tensor& a, const Tensor& b) {
+  const auto& simd = simd_kernels();
   float* out = a.data<float>();
   const float* in = b.data<float>();
-  compute_pool().parallel_for(a.numel(), 32768, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) out[i] += in[i];
+  compute_pool().parallel_for(a.numel(), 2 * kGrain, [&](int64_t begin, int64_t end) {
+    simd.add(out + begin, in + begin, end - begin);
   });
 }
 

@@ -1,0 +1,130 @@
+// Times of the ops at the shapes of SmolLM2-135M and Qwen3-0.6B, one line each: µs, GB/s, GFLOP/s.
+#pragma once
+
+#include <chrono>
+#include <string>
+
+#include "base/function_ref.h"
+#include "ops/activation.h"
+#include "ops/attention.h"
+#include "ops/norm.h"
+#include "ops/op_cases.h"
+#include "ops/sampling.h"
+
+namespace reft {
+
+struct OpPerf {
+  std::string filter;  // print lines that contain it
+
+  // `bytes` and `flops` of one call, as an ideal implementation would need them.
+  void line(const std::string& name, double bytes, double flops, FunctionRef<void()> f) const {
+    if (name.find(filter) == std::string::npos) return;
+    using Clock = std::chrono::steady_clock;
+    double best = 1e9, spent = 0;
+    for (int i = 0; spent < 0.15 || i < 5; ++i) {
+      const auto begin = Clock::now();
+      f();
+      const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+      best = std::min(best, seconds);
+      spent += seconds;
+    }
+    fmt::print("{:<52} {:>10.2f} us {:>8.1f} GB/s {:>8.1f} GFLOP/s\n", name, best * 1e6,
+               bytes / best * 1e-9, flops / best * 1e-9);
+  }
+};
+
+struct PerfModel {
+  const char* name;
+  int64_t hidden, ffn, heads, kv_heads, head_dim, vocab;
+  bool qk_norm;
+};
+
+inline void perf_elementwise(const OpPerf& perf, const PerfModel& m, int64_t tokens) {
+  const std::string at = fmt::format("{} T={}", m.name, tokens);
+  const Tensor x = random_values({tokens, m.hidden}, 1), weight = random_values({m.hidden}, 2);
+  Tensor residual = random_values({tokens, m.hidden}, 3);
+  const double bytes = 4.0 * static_cast<double>(x.numel());
+  perf.line("rms_norm " + at, 2 * bytes, 0, [&] { rms_norm(x, weight, 1e-6f); });
+  perf.line("add_rms_norm " + at, 4 * bytes, 0, [&] { add_rms_norm(residual, x, weight, 1e-6f); });
+  perf.line("add_into " + at, 3 * bytes, 0, [&] { add_into(residual, x); });
+  const Tensor gate_up = random_values({tokens, 2 * m.ffn}, 4);
+  perf.line("gated_activation silu " + at, 6.0 * static_cast<double>(gate_up.numel()), 0,
+            [&] { gated_activation(gate_up, Activation::kSilu); });
+  perf.line("gated_activation gelu_tanh " + at, 6.0 * static_cast<double>(gate_up.numel()), 0,
+            [&] { gated_activation(gate_up, Activation::kGeluTanh); });
+}
+
+inline void perf_attention(const OpPerf& perf, const PerfModel& m, DType dtype, int64_t sequences,
+                           int64_t queries, int64_t context) {
+  const std::string at =
+      fmt::format("{} {} B={} q={} ctx={}", m.name, dtype_name(dtype), sequences, queries, context);
+  const int64_t page = 16, blocks = (context + page - 1) / page, tokens = sequences * queries;
+  const Shape shape{sequences * blocks, m.kv_heads, page, m.head_dim};
+  PagedKv kv{Tensor::zeros(shape, dtype), Tensor::zeros(shape, dtype)};
+  std::vector<int32_t> table, start = {0}, slots, positions;
+  for (int64_t b = 0; b < sequences; ++b) {
+    for (int64_t i = 0; i < blocks; ++i)
+      table.push_back(static_cast<int32_t>((b * blocks + i * 7919) % (sequences * blocks)));
+    start.push_back(static_cast<int32_t>((b + 1) * queries));
+    for (int64_t i = 0; i < queries; ++i) {
+      slots.push_back(static_cast<int32_t>((b * blocks * page + i) % (sequences * blocks * page)));
+      positions.push_back(static_cast<int32_t>(context - queries + i));
+    }
+  }
+  AttentionBatch batch{Tensor::from_vector(start),
+                       Tensor::from_vector(std::vector<int32_t>(static_cast<size_t>(sequences),
+                                                                static_cast<int32_t>(context))),
+                       Tensor::from_vector(table, {sequences, blocks}), queries, context};
+  const Tensor qkv = random_values({tokens, (m.heads + 2 * m.kv_heads) * m.head_dim}, 1);
+  QkNormRopeArgs rope{.cos_sin = random_values({context, m.head_dim}, 2)};
+  if (m.qk_norm) rope.q_weight = rope.k_weight = random_values({m.head_dim}, 3);
+  const Tensor slot_ids = Tensor::from_vector(slots), position_ids = Tensor::from_vector(positions);
+  Tensor q;
+  perf.line("qk_norm_rope_cache " + at, 8.0 * static_cast<double>(qkv.numel()), 0,
+            [&] { q = qk_norm_rope_cache(qkv, position_ids, slot_ids, kv, rope); });
+  q = random_values({tokens, m.heads, m.head_dim}, 5);
+  const AttentionArgs args{.scale = 0.1f};
+  const double keys = static_cast<double>(context) - static_cast<double>(queries - 1) / 2;
+  perf.line(
+      "paged_attention " + at,
+      2.0 * static_cast<double>(row_bytes(dtype, m.kv_heads * m.head_dim) * context * sequences),
+      4.0 * keys * static_cast<double>(tokens * m.heads * m.head_dim),
+      [&] { paged_attention(q, kv, batch, args); });
+}
+
+inline void perf_sampling(const OpPerf& perf, const PerfModel& m, int64_t rows) {
+  const std::string at = fmt::format("{} R={}", m.name, rows);
+  Tensor logits = random_values({rows, m.vocab}, 1, 3.0f);
+  const double bytes = 4.0 * static_cast<double>(logits.numel());
+  const auto run = [&](const char* name, const SampleRow& row) {
+    const std::vector<SampleRow> all(static_cast<size_t>(rows), row);
+    perf.line(fmt::format("sample {} {}", name, at), bytes, 0, [&] { sample(logits, all); });
+  };
+  run("greedy", {.temperature = 0});
+  run("greedy, 5 logprobs", {.temperature = 0, .num_logprobs = 5});
+  run("temperature", {.temperature = 0.8f});
+  run("top_k 20 top_p 0.95", {.temperature = 0.6f, .top_k = 20, .top_p = 0.95f});
+  run("top_p 0.9", {.temperature = 1.0f, .top_p = 0.9f});
+  run("min_p 0.05", {.min_p = 0.05f});
+  const std::vector<int32_t> targets(static_cast<size_t>(rows), 5);
+  perf.line("score top 5 " + at, bytes, 0, [&] { score(logits, targets, 5); });
+}
+
+inline void print_op_perf(const std::string& filter) {
+  const OpPerf perf{filter};
+  const PerfModel models[] = {{"smollm2", 576, 1536, 9, 3, 64, 49152, false},
+                              {"qwen3-0.6b", 1024, 3072, 16, 8, 128, 151936, true}};
+  for (const auto& m : models) {
+    for (const int64_t tokens : {1, 8, 512}) perf_elementwise(perf, m, tokens);
+    for (const DType dtype : {DType::kF32, DType::kBF16}) {
+      perf_attention(perf, m, dtype, 1, 1, 128);
+      perf_attention(perf, m, dtype, 1, 1, 4096);
+      perf_attention(perf, m, dtype, 8, 1, 1024);
+      perf_attention(perf, m, dtype, 1, 512, 512);
+      perf_attention(perf, m, dtype, 1, 2048, 4096);
+    }
+    for (const int64_t rows : {1, 8}) perf_sampling(perf, m, rows);
+  }
+}
+
+}  // namespace reft
