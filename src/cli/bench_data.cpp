@@ -12,12 +12,14 @@ namespace reft {
 namespace {
 
 std::vector<BenchRequest> random_requests(const BenchData& data, const Tokenizer& tokenizer) {
-  check(data.input_len > 0 && data.output_len > 0, "random prompts need --input-len and --output-len above 0");
-  check(data.range_ratio >= 0 && data.range_ratio < 1, "--random-range-ratio must be in [0, 1), got {}",
-        data.range_ratio);
+  check(data.input_len > 0 && data.output_len > 0,
+        "random prompts need --input-len and --output-len above 0");
+  check(data.range_ratio >= 0 && data.range_ratio < 1,
+        "--random-range-ratio must be in [0, 1), got {}", data.range_ratio);
   std::vector<int32_t> ordinary;
   for (int64_t id = 0; id < tokenizer.vocab_size(); ++id) {
-    if (!tokenizer.is_special(static_cast<int32_t>(id))) ordinary.push_back(static_cast<int32_t>(id));
+    if (!tokenizer.is_special(static_cast<int32_t>(id)))
+      ordinary.push_back(static_cast<int32_t>(id));
   }
   check(!ordinary.empty(), "the tokenizer has no ordinary tokens");
   std::mt19937_64 random(data.seed);
@@ -40,8 +42,10 @@ std::vector<BenchRequest> random_requests(const BenchData& data, const Tokenizer
   return out;
 }
 
-// ShareGPT files: [{"conversations": [{"from"/"role", "value"/"content"}, …]}, …]; the first two turns count.
-std::vector<BenchRequest> sharegpt_requests(const BenchData& data, const Tokenizer& tokenizer, int64_t max_len) {
+// ShareGPT files: [{"conversations": [{"from"/"role", "value"/"content"}, …]}, …]; the first two
+// turns count.
+std::vector<BenchRequest> sharegpt_requests(const BenchData& data, const Tokenizer& tokenizer,
+                                            int64_t max_len) {
   check(!data.dataset_path.empty(), "--dataset-name sharegpt needs --dataset-path");
   const Json conversations = read_json_file(data.dataset_path);
   check(conversations.is_array(), "{}: expected a JSON array of conversations", data.dataset_path);
@@ -63,17 +67,20 @@ std::vector<BenchRequest> sharegpt_requests(const BenchData& data, const Tokeniz
                       request.prompt_len + request.output_len <= max_len;
     if (fits) all.push_back(std::move(request));
   }
-  check(!all.empty(), "{}: no conversation of two turns fits into {} tokens", data.dataset_path, max_len);
+  check(!all.empty(), "{}: no conversation of two turns fits into {} tokens", data.dataset_path,
+        max_len);
   std::mt19937_64 random(data.seed);
   std::ranges::shuffle(all, random);
   std::vector<BenchRequest> out;
-  for (int64_t i = 0; i < data.num_prompts; ++i) out.push_back(all[static_cast<size_t>(i) % all.size()]);
+  for (int64_t i = 0; i < data.num_prompts; ++i)
+    out.push_back(all[static_cast<size_t>(i) % all.size()]);
   return out;
 }
 
 }  // namespace
 
-std::vector<BenchRequest> make_bench_requests(const BenchData& data, const Tokenizer& tokenizer, int64_t max_len) {
+std::vector<BenchRequest> make_bench_requests(const BenchData& data, const Tokenizer& tokenizer,
+                                              int64_t max_len) {
   check(data.num_prompts > 0, "--num-prompts must be positive, got {}", data.num_prompts);
   if (data.dataset == "sharegpt") return sharegpt_requests(data, tokenizer, max_len);
   return random_requests(data, tokenizer);

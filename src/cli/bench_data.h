@@ -21,15 +21,16 @@ struct BenchData {
   std::string dataset_path;
   int64_t num_prompts = 100;
   int64_t input_len = 512;
-  int64_t output_len = 128;   // for sharegpt: 0 takes the length of the answer in the data
-  double range_ratio = 0.0;   // lengths are uniform in [len (1 − r), len (1 + r)]
-  int64_t prefix_len = 0;     // ids that all random prompts begin with
+  int64_t output_len = 128;  // for sharegpt: 0 takes the length of the answer in the data
+  double range_ratio = 0.0;  // lengths are uniform in [len (1 − r), len (1 + r)]
+  int64_t prefix_len = 0;    // ids that all random prompts begin with
   uint64_t seed = 0;
 };
 
-// Throws Error naming the file or the option. `vocab_size` bounds the ids of random prompts; special tokens
-// are left out. `max_len` drops sharegpt conversations that do not fit.
-std::vector<BenchRequest> make_bench_requests(const BenchData& data, const Tokenizer& tokenizer, int64_t max_len);
+// Throws Error naming the file or the option. `vocab_size` bounds the ids of random prompts;
+// special tokens are left out. `max_len` drops sharegpt conversations that do not fit.
+std::vector<BenchRequest> make_bench_requests(const BenchData& data, const Tokenizer& tokenizer,
+                                              int64_t max_len);
 
 struct Summary {
   double mean = 0, median = 0, stddev = 0, min = 0, max = 0;

@@ -24,7 +24,8 @@ struct BatchTimes {
 };
 
 // Submits all requests at once and waits for the last.
-BatchTimes run_batch(Engine& engine, const std::vector<BenchRequest>& requests, const char* label, bool quiet) {
+BatchTimes run_batch(Engine& engine, const std::vector<BenchRequest>& requests, const char* label,
+                     bool quiet) {
   std::mutex mutex;
   std::condition_variable signal;
   size_t left = requests.size();
@@ -33,7 +34,9 @@ BatchTimes run_batch(Engine& engine, const std::vector<BenchRequest>& requests, 
   std::string error;
   ProgressBar bar(static_cast<int64_t>(requests.size()), label, false, quiet);
   const auto start = Clock::now();
-  const auto seconds = [start] { return std::chrono::duration<double>(Clock::now() - start).count(); };
+  const auto seconds = [start] {
+    return std::chrono::duration<double>(Clock::now() - start).count();
+  };
   for (size_t i = 0; i < requests.size(); ++i) {
     GenerationRequest request;
     request.id = fmt::format("bench-{}-{}", static_cast<const void*>(&times), i);
@@ -43,7 +46,8 @@ BatchTimes run_batch(Engine& engine, const std::vector<BenchRequest>& requests, 
     request.params.max_tokens = requests[i].output_len;
     request.on_update = [&, i](GenerationUpdate&& update) {
       std::lock_guard lock(mutex);
-      if (times.first_token_seconds[i] == 0 && update.num_output_tokens > 0) times.first_token_seconds[i] = seconds();
+      if (times.first_token_seconds[i] == 0 && update.num_output_tokens > 0)
+        times.first_token_seconds[i] = seconds();
       if (update.finish_reason == FinishReason::kNone) return;
       if (update.finish_reason == FinishReason::kError) error = update.error;
       times.prompt_tokens += update.num_prompt_tokens;
@@ -82,7 +86,8 @@ struct OfflineOptions {
 
 struct LatencyOptions : OfflineOptions {
   static constexpr const char* kName = "bench latency";
-  static constexpr const char* kSummary = "time one batch from prompt to last token, without a server";
+  static constexpr const char* kSummary =
+      "time one batch from prompt to last token, without a server";
   static constexpr const char* kDescription = "Random token ids, greedy, end-of-sequence ignored.";
 
   int64_t batch_size = 8, num_iters = 5, num_iters_warmup = 1;
@@ -96,11 +101,13 @@ struct LatencyOptions : OfflineOptions {
     parser.add("batch_size", &batch_size, "Sequences at once.");
     parser.add("num_iters", &num_iters, "Timed batches.");
     parser.add("num_iters_warmup", &num_iters_warmup, "Batches before them.");
-    parser.example("reft bench latency --input-len 512 --output-len 128 --batch-size 1", "The default model, alone:");
+    parser.example("reft bench latency --input-len 512 --output-len 128 --batch-size 1",
+                   "The default model, alone:");
   }
 
   int execute(const ArgParser&) {
-    check(batch_size > 0 && num_iters > 0 && num_iters_warmup >= 0, "batch size and iterations must be positive");
+    check(batch_size > 0 && num_iters > 0 && num_iters_warmup >= 0,
+          "batch size and iterations must be positive");
     set_log_level(LogLevel::kWarning);
     model.engine.enable_prefix_caching = false;
     ServingModel serving = model.load();
@@ -115,7 +122,8 @@ struct LatencyOptions : OfflineOptions {
       for (double t : times.first_token_seconds) {
         first.push_back(t * 1e3);
         if (data.output_len > 1) {
-          per_token.push_back((times.total_seconds - t) * 1e3 / static_cast<double>(data.output_len - 1));
+          per_token.push_back((times.total_seconds - t) * 1e3 /
+                              static_cast<double>(data.output_len - 1));
         }
       }
     }
@@ -129,8 +137,12 @@ struct LatencyOptions : OfflineOptions {
     std::printf("Median TPOT: %.3f ms (%.1f tokens/s over %lld sequences)\n", tpot.median,
                 tpot.median > 0 ? 1e3 / tpot.median * static_cast<double>(batch_size) : 0.0,
                 static_cast<long long>(batch_size));
-    write({{"avg_latency", latency.mean}, {"latencies", totals}, {"median_ttft_ms", ttft.median},
-           {"median_tpot_ms", tpot.median}, {"batch_size", batch_size}, {"input_len", data.input_len},
+    write({{"avg_latency", latency.mean},
+           {"latencies", totals},
+           {"median_ttft_ms", ttft.median},
+           {"median_tpot_ms", tpot.median},
+           {"batch_size", batch_size},
+           {"input_len", data.input_len},
            {"output_len", data.output_len}});
     return 0;
   }
@@ -139,7 +151,8 @@ struct LatencyOptions : OfflineOptions {
 struct ThroughputOptions : OfflineOptions {
   static constexpr const char* kName = "bench throughput";
   static constexpr const char* kSummary = "time many requests at once, without a server";
-  static constexpr const char* kDescription = "Greedy, end-of-sequence ignored; all requests are there from the start.";
+  static constexpr const char* kDescription =
+      "Greedy, end-of-sequence ignored; all requests are there from the start.";
 
   void declare(ArgParser& parser) {
     model.declare_model(parser, false);
@@ -151,25 +164,32 @@ struct ThroughputOptions : OfflineOptions {
     parser.add("dataset_path", &data.dataset_path, "ShareGPT-style JSON file.");
     parser.add("num_prompts", &data.num_prompts, "Requests.");
     parser.add("random_range_ratio", &data.range_ratio, "Spread of the random lengths, 0 to 1.");
-    parser.example("reft bench throughput --num-prompts 200 --input-len 256 --output-len 64", "The default model:");
+    parser.example("reft bench throughput --num-prompts 200 --input-len 256 --output-len 64",
+                   "The default model:");
   }
 
   int execute(const ArgParser&) {
     set_log_level(LogLevel::kWarning);
     ServingModel serving = model.load();
-    const int64_t limit = model.engine.max_model_len > 0 ? model.engine.max_model_len
-                                                         : serving.loaded.model->info().max_position;
+    const int64_t limit = model.engine.max_model_len > 0
+                              ? model.engine.max_model_len
+                              : serving.loaded.model->info().max_position;
     const auto requests = make_bench_requests(data, *serving.tokenizer, limit);
     Engine engine(std::move(serving.loaded), serving.tokenizer, model.engine);
     const BatchTimes times = run_batch(engine, requests, "requests", false);
     const double n = static_cast<double>(requests.size());
-    const double in = static_cast<double>(times.prompt_tokens), out = static_cast<double>(times.output_tokens);
-    std::printf("Throughput: %.2f requests/s, %.2f total tokens/s, %.2f output tokens/s\n", n / times.total_seconds,
-                (in + out) / times.total_seconds, out / times.total_seconds);
-    std::printf("Total num prompt tokens: %.0f\nTotal num output tokens: %.0f\nElapsed: %.2f s\n", in, out,
-                times.total_seconds);
-    write({{"elapsed_time", times.total_seconds}, {"num_requests", requests.size()}, {"prompt_tokens", in},
-           {"output_tokens", out}, {"requests_per_second", n / times.total_seconds},
+    const double in = static_cast<double>(times.prompt_tokens),
+                 out = static_cast<double>(times.output_tokens);
+    std::printf("Throughput: %.2f requests/s, %.2f total tokens/s, %.2f output tokens/s\n",
+                n / times.total_seconds, (in + out) / times.total_seconds,
+                out / times.total_seconds);
+    std::printf("Total num prompt tokens: %.0f\nTotal num output tokens: %.0f\nElapsed: %.2f s\n",
+                in, out, times.total_seconds);
+    write({{"elapsed_time", times.total_seconds},
+           {"num_requests", requests.size()},
+           {"prompt_tokens", in},
+           {"output_tokens", out},
+           {"requests_per_second", n / times.total_seconds},
            {"tokens_per_second", (in + out) / times.total_seconds}});
     return 0;
   }

@@ -26,10 +26,11 @@ class LineReader {
     el_set(editor_, EL_HIST, history, history_);
     el_set(editor_, EL_EDITOR, "emacs");
     el_set(editor_, EL_SIGNAL, 1);
-    el_set(editor_, EL_PROMPT, +[](EditLine*) -> char* {
-      static char prompt[] = "> ";
-      return prompt;
-    });
+    el_set(
+        editor_, EL_PROMPT, +[](EditLine*) -> char* {
+          static char prompt[] = "> ";
+          return prompt;
+        });
   }
   ~LineReader() {
     if (editor_ != nullptr) el_end(editor_);
@@ -62,8 +63,10 @@ struct ChatOptions {
   static constexpr const char* kName = "chat";
   static constexpr const char* kSummary = "chat with a model in the terminal";
   static constexpr const char* kDescription =
-      "Answers stream as they are generated; Ctrl-C stops an answer, Ctrl-D leaves.\n/reset forgets the conversation, "
-      "/system TEXT sets the system prompt, /regenerate answers again, /stats toggles timings, /exit leaves.";
+      "Answers stream as they are generated; Ctrl-C stops an answer, Ctrl-D leaves.\n/reset "
+      "forgets the conversation, "
+      "/system TEXT sets the system prompt, /regenerate answers again, /stats toggles timings, "
+      "/exit leaves.";
 
   ModelFlags model;
   SamplingFlags sampling;
@@ -78,11 +81,13 @@ struct ChatOptions {
     parser.add("system", &system, "System prompt.", {"s"});
     parser.add("stats", &stats, "Show tokens per second after each answer.");
     parser.example("reft chat", "With the default model:");
-    parser.example("reft chat --model Qwen/Qwen3-0.6B --temperature 0.6", "With a model of the hub:");
+    parser.example("reft chat --model Qwen/Qwen3-0.6B --temperature 0.6",
+                   "With a model of the hub:");
   }
 
   // Answers the conversation and appends the answer.
-  void answer(Engine& engine, const ServingModel& serving, const SamplingParams& params, Json& messages) const {
+  void answer(Engine& engine, const ServingModel& serving, const SamplingParams& params,
+              Json& messages) const {
     const GenerationResult result =
         generate(engine, encode_chat(serving, messages), params, [](const std::string& text) {
           std::fwrite(text.data(), 1, text.size(), stdout);
@@ -96,7 +101,7 @@ struct ChatOptions {
     std::printf("%s[%lld tokens, TTFT %.0f ms, %.1f tokens/s%s]%s\n", dim ? "\x1b[2m" : "",
                 static_cast<long long>(result.num_output_tokens), result.first_token_seconds * 1e3,
                 decode > 0 ? static_cast<double>(result.num_output_tokens - 1) / decode : 0.0,
-                result.finish_reason == FinishReason::kLength ? ", cut by length"
+                result.finish_reason == FinishReason::kLength  ? ", cut by length"
                 : result.finish_reason == FinishReason::kAbort ? ", stopped"
                                                                : "",
                 dim ? "\x1b[0m" : "");
@@ -131,7 +136,8 @@ struct ChatOptions {
         } else if (line == "/stats") {
           stats = !stats;
         } else if (line == "/regenerate") {
-          check(messages.size() >= 2 && messages.back()["role"] == "assistant", "there is no answer to repeat");
+          check(messages.size() >= 2 && messages.back()["role"] == "assistant",
+                "there is no answer to repeat");
           messages.erase(messages.size() - 1);
           answer(engine, serving, params, messages);
         } else if (line[0] == '/') {

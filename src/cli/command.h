@@ -1,5 +1,5 @@
-// The subcommands of `reft`. Each command is one file: it declares its flags, parses them, builds objects and
-// runs them; nothing else lives here.
+// The subcommands of `reft`. Each command is one file: it declares its flags, parses them, builds
+// objects and runs them; nothing else lives here.
 #pragma once
 
 #include <string>
@@ -12,8 +12,8 @@ namespace reft {
 struct Command {
   const char* name;     // "serve", "bench serve"
   const char* summary;  // one line for `reft --help`
-  // Declares the flags on a parser and, unless `help_only`, parses and runs. Returns the exit status; throws
-  // Error for what the user did wrong.
+  // Declares the flags on a parser and, unless `help_only`, parses and runs. Returns the exit
+  // status; throws Error for what the user did wrong.
   int (*run)(const std::vector<std::string>& args);
   // The flags, for completion.
   std::vector<std::string> (*flags)();
@@ -22,8 +22,8 @@ struct Command {
 // In the order of the help.
 const std::vector<Command>& all_commands();
 
-// From a type with `void declare(ArgParser&)`, `int execute(const ArgParser&)` and the constants kName, kSummary
-// and kDescription.
+// From a type with `void declare(ArgParser&)`, `int execute(const ArgParser&)` and the constants
+// kName, kSummary and kDescription.
 template <class Options>
 int run_command(const std::vector<std::string>& args) {
   Options options;

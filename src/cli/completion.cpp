@@ -18,7 +18,8 @@ struct CompletionOptions {
   void declare(ArgParser& parser) {
     parser.positional("SHELL", &shell, "bash, zsh or fish.", true);
     parser.example("source <(reft completion bash)", "In ~/.bashrc:");
-    parser.example("reft completion fish > ~/.config/fish/completions/reft.fish", "For fish, once:");
+    parser.example("reft completion fish > ~/.config/fish/completions/reft.fish",
+                   "For fish, once:");
   }
 
   // First words ("serve", "bench"), and the second ones of a group.
@@ -28,7 +29,8 @@ struct CompletionOptions {
       const std::string name = command.name;
       const size_t space = name.find(' ');
       std::string& members = groups[name.substr(0, space)];
-      if (space != std::string::npos) members += (members.empty() ? "" : " ") + name.substr(space + 1);
+      if (space != std::string::npos)
+        members += (members.empty() ? "" : " ") + name.substr(space + 1);
     }
     return groups;
   }
@@ -75,11 +77,13 @@ struct CompletionOptions {
       const std::string name = command.name;
       const size_t space = name.find(' ');
       if (space == std::string::npos) {
-        std::printf("complete -c reft -n __fish_use_subcommand -f -a %s -d '%s'\n", name.c_str(), command.summary);
+        std::printf("complete -c reft -n __fish_use_subcommand -f -a %s -d '%s'\n", name.c_str(),
+                    command.summary);
       } else {
         std::printf("complete -c reft -n '__fish_seen_subcommand_from %s' -f -a %s -d '%s'\n",
                     name.substr(0, space).c_str(), name.substr(space + 1).c_str(), command.summary);
-        std::printf("complete -c reft -n __fish_use_subcommand -f -a %s\n", name.substr(0, space).c_str());
+        std::printf("complete -c reft -n __fish_use_subcommand -f -a %s\n",
+                    name.substr(0, space).c_str());
       }
       for (const std::string& flag : command.flags()) {
         const std::string bare = flag.substr(flag.find_first_not_of('-'));

@@ -12,12 +12,14 @@ namespace reft {
 namespace {
 
 std::string bytes_text(double bytes) {
-  return bytes >= 1e9 ? fmt::format("{:.2f} GB", bytes / 1e9) : fmt::format("{:.1f} MB", bytes / 1e6);
+  return bytes >= 1e9 ? fmt::format("{:.2f} GB", bytes / 1e9)
+                      : fmt::format("{:.1f} MB", bytes / 1e6);
 }
 
 struct InspectOptions {
   static constexpr const char* kName = "inspect";
-  static constexpr const char* kSummary = "show a model's architecture, parameters and memory plan, or the ops per device";
+  static constexpr const char* kSummary =
+      "show a model's architecture, parameters and memory plan, or the ops per device";
   static constexpr const char* kDescription = "";
 
   ModelFlags model;
@@ -39,7 +41,8 @@ struct InspectOptions {
     if (json) {
       Json out = Json::object();
       for (const KernelSlot* slot : all_kernel_slots()) {
-        out[slot->name()] = {{"cpu", slot->has(DeviceType::kCpu)}, {"cuda", slot->has(DeviceType::kCuda)}};
+        out[slot->name()] = {{"cpu", slot->has(DeviceType::kCpu)},
+                             {"cuda", slot->has(DeviceType::kCuda)}};
       }
       std::printf("%s\n", out.dump(2).c_str());
       return;
@@ -60,11 +63,14 @@ struct InspectOptions {
     ServingModel serving = model.load();
     const CausalLmModel& lm = *serving.loaded.model;
     const ModelInfo& info = lm.info();
-    const DType kv_dtype = model.engine.kv_cache_dtype == "auto" ? serving.loaded.compute_dtype
-                                                                  : parse_float_dtype(model.engine.kv_cache_dtype);
-    const double block = static_cast<double>(KvCache::block_bytes(lm.cache_specs(), model.engine.block_size, kv_dtype));
+    const DType kv_dtype = model.engine.kv_cache_dtype == "auto"
+                               ? serving.loaded.compute_dtype
+                               : parse_float_dtype(model.engine.kv_cache_dtype);
+    const double block = static_cast<double>(
+        KvCache::block_bytes(lm.cache_specs(), model.engine.block_size, kv_dtype));
     const double per_token = block / static_cast<double>(model.engine.block_size);
-    const int64_t length = model.engine.max_model_len > 0 ? model.engine.max_model_len : info.max_position;
+    const int64_t length =
+        model.engine.max_model_len > 0 ? model.engine.max_model_len : info.max_position;
     Json out = {{"path", serving.path},
                 {"architecture", info.architecture},
                 {"parameters", serving.loaded.num_parameters},
@@ -76,7 +82,8 @@ struct InspectOptions {
                 {"compute_dtype", dtype_name(serving.loaded.compute_dtype)},
                 {"weight_bytes", serving.loaded.weight_bytes},
                 {"kv_bytes_per_token", static_cast<int64_t>(per_token)},
-                {"kv_bytes_at_max_model_len", static_cast<int64_t>(per_token * static_cast<double>(length))},
+                {"kv_bytes_at_max_model_len",
+                 static_cast<int64_t>(per_token * static_cast<double>(length))},
                 {"tokenizer_vocab_size", serving.tokenizer->vocab_size()},
                 {"chat_template", serving.chat_template != nullptr}};
     if (json) {
@@ -84,13 +91,15 @@ struct InspectOptions {
     } else {
       for (const auto& [key, value] : out.items()) {
         std::string text = value.is_string() ? value.get<std::string>() : value.dump();
-        if (key.find("bytes") != std::string::npos) text += "  (" + bytes_text(value.get<double>()) + ")";
+        if (key.find("bytes") != std::string::npos)
+          text += "  (" + bytes_text(value.get<double>()) + ")";
         std::printf("%-26s %s\n", key.c_str(), text.c_str());
       }
     }
     if (parameters) {
       serving.loaded.model->visit([](const std::string& name, Parameter& parameter) {
-        std::printf("%-60s %s%s\n", name.c_str(), parameter.shape.str().c_str(), parameter.optional ? " optional" : "");
+        std::printf("%-60s %s%s\n", name.c_str(), parameter.shape.str().c_str(),
+                    parameter.optional ? " optional" : "");
       });
     }
     return 0;

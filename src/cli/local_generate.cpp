@@ -29,12 +29,14 @@ struct InterruptGuard {
 
 void SamplingFlags::declare(ArgParser& parser) {
   parser.group("Sampling");
-  parser.add("temperature", &temperature, "0 is greedy. Default: the model's generation_config.json, else 1.");
+  parser.add("temperature", &temperature,
+             "0 is greedy. Default: the model's generation_config.json, else 1.");
   parser.add("top_p", &top_p, "Keep the most likely tokens that make up this share.");
   parser.add("top_k", &top_k, "Keep this many tokens; 0: all.");
   parser.add("min_p", &min_p, "Keep tokens at least this likely relative to the most likely one.");
   parser.add("repetition_penalty", &repetition_penalty, "Above 1: say less of what was said.");
-  parser.add("max_tokens", &max_tokens, "Longest answer in tokens; 0: as long as the context allows.", {"n"});
+  parser.add("max_tokens", &max_tokens,
+             "Longest answer in tokens; 0: as long as the context allows.", {"n"});
   parser.add("seed", &seed, "Makes sampling repeatable; -1: random.");
   parser.add("stop", &stop, "Text that ends the answer.");
 }
@@ -42,7 +44,8 @@ void SamplingFlags::declare(ArgParser& parser) {
 SamplingParams SamplingFlags::resolve(const ArgParser& parser, const Json& config) const {
   SamplingParams out;
   const auto pick = [&](const char* name, double flag, double otherwise) {
-    return static_cast<float>(parser.was_set(name) ? flag : json_get<double>(config, name, otherwise));
+    return static_cast<float>(parser.was_set(name) ? flag
+                                                   : json_get<double>(config, name, otherwise));
   };
   out.temperature = pick("temperature", temperature, 1.0);
   out.top_p = pick("top_p", top_p, 1.0);
@@ -71,7 +74,8 @@ GenerationResult generate(Engine& engine, std::vector<int32_t> prompt, SamplingP
   request.params = std::move(params);
   request.on_update = [&](GenerationUpdate&& update) {
     std::lock_guard lock(mutex);
-    if (result.num_output_tokens == 0 && update.num_output_tokens > 0) result.first_token_seconds = seconds();
+    if (result.num_output_tokens == 0 && update.num_output_tokens > 0)
+      result.first_token_seconds = seconds();
     result.num_prompt_tokens = update.num_prompt_tokens;
     result.num_cached_tokens = update.num_cached_tokens;
     result.num_output_tokens = update.num_output_tokens;
@@ -103,9 +107,11 @@ GenerationResult generate(Engine& engine, std::vector<int32_t> prompt, SamplingP
   return result;
 }
 
-std::vector<int32_t> encode_chat(const ServingModel& model, const Json& messages, const Json& kwargs) {
+std::vector<int32_t> encode_chat(const ServingModel& model, const Json& messages,
+                                 const Json& kwargs) {
   check(model.chat_template != nullptr,
-        "the model has no chat template: choose one with --chat_template, or send plain text with --raw");
+        "the model has no chat template: choose one with --chat_template, or send plain text with "
+        "--raw");
   ChatTemplateInput input;
   input.messages = messages;
   input.kwargs = kwargs;

@@ -1,5 +1,5 @@
-// One generation at a time on an engine of this process: what `reft run`, `reft chat` and the offline
-// benchmarks do.
+// One generation at a time on an engine of this process: what `reft run`, `reft chat` and the
+// offline benchmarks do.
 #pragma once
 
 #include <cstdint>
@@ -34,12 +34,13 @@ struct GenerationResult {
   double total_seconds = 0;
 };
 
-// Submits and waits; `on_text` gets the text as it comes, on another thread. Ctrl-C ends the generation, not the
-// program. Throws RequestError or Error.
+// Submits and waits; `on_text` gets the text as it comes, on another thread. Ctrl-C ends the
+// generation, not the program. Throws RequestError or Error.
 GenerationResult generate(Engine& engine, std::vector<int32_t> prompt, SamplingParams params,
                           const std::function<void(const std::string&)>& on_text);
 
 // Ids of a conversation, the template applied. Throws Error when the model has no template.
-std::vector<int32_t> encode_chat(const ServingModel& model, const Json& messages, const Json& kwargs = Json::object());
+std::vector<int32_t> encode_chat(const ServingModel& model, const Json& messages,
+                                 const Json& kwargs = Json::object());
 
 }  // namespace reft

@@ -40,7 +40,8 @@ const Command& take_command(std::vector<std::string>& args) {
   if (is_group) {
     std::string members;
     for (const std::string& name : names) {
-      if (name.starts_with(first + " ")) members += (members.empty() ? "" : ", ") + name.substr(first.size() + 1);
+      if (name.starts_with(first + " "))
+        members += (members.empty() ? "" : ", ") + name.substr(first.size() + 1);
     }
     fail("'reft {}' needs one of: {}", first, members);
   }

@@ -36,8 +36,9 @@ std::string short_model_name(const std::string& path) {
   const size_t mark = stem.find_last_of(".-");
   if (mark != std::string::npos && mark > 0) {
     const std::string tail = stem.substr(mark + 1);
-    const bool quantisation = tail.size() >= 2 && (tail[0] == 'Q' || tail[0] == 'F' || tail.starts_with("BF") ||
-                                                    tail.starts_with("IQ") || tail.starts_with("MXFP"));
+    const bool quantisation =
+        tail.size() >= 2 && (tail[0] == 'Q' || tail[0] == 'F' || tail.starts_with("BF") ||
+                             tail.starts_with("IQ") || tail.starts_with("MXFP"));
     if (quantisation && tail.find_first_of("0123456789") != std::string::npos) stem.resize(mark);
   }
   return stem;
@@ -47,26 +48,34 @@ void ModelFlags::declare_model(ArgParser& parser, bool positional) {
   if (positional) parser.positional("MODEL", &model, "The same as --model.");
   parser.group("Model");
   parser.add("model", &model,
-             "A Hugging Face folder, a .gguf file, or a hub name org/name (looked up in the hub cache, then "
+             "A Hugging Face folder, a .gguf file, or a hub name org/name (looked up in the hub "
+             "cache, then "
              "downloaded). Without it: the default model, SmolLM2-135M-Instruct.",
              {"model_path", "m"});
-  parser.add("tokenizer", &tokenizer, "A folder or file to take the tokenizer from instead of the model's.");
+  parser.add("tokenizer", &tokenizer,
+             "A folder or file to take the tokenizer from instead of the model's.");
   parser.add("revision", &revision, "Branch, tag or commit on the hub.");
   parser.add("hf_token", &hf_token, "Token for gated models; HF_TOKEN is read too.");
-  parser.add("download_dir", &download_dir, "Hub cache folder; HF_HUB_CACHE and HF_HOME are read too.");
+  parser.add("download_dir", &download_dir,
+             "Hub cache folder; HF_HUB_CACHE and HF_HOME are read too.");
   parser.add("dtype", &dtype,
-             "Type to load and compute in. auto keeps the checkpoint's type and GGUF's quantised blocks; float32 "
+             "Type to load and compute in. auto keeps the checkpoint's type and GGUF's quantised "
+             "blocks; float32 "
              "expands them, for exact results.");
   parser.choices("dtype", {"auto", "float32", "float", "float16", "half", "bfloat16"});
   parser.add("load_format", &load_format,
-             "auto reads the checkpoint; dummy fills random weights from config.json alone, for speed tests.");
+             "auto reads the checkpoint; dummy fills random weights from config.json alone, for "
+             "speed tests.");
   parser.choices("load_format", {"auto", "safetensors", "gguf", "dummy"});
-  parser.add("chat_template", &chat_template,
-             "A built-in name (qwen3, llama3, chatml, gemma ...), a .jinja file, or the template's text.");
+  parser.add(
+      "chat_template", &chat_template,
+      "A built-in name (qwen3, llama3, chatml, gemma ...), a .jinja file, or the template's text.");
   parser.add("device", &device, "Where to run.");
   parser.choices("device", {"auto", "cpu"});
-  parser.add("threads", &threads, "Compute threads of the CPU backend; 0: one per usable core.", {"t"});
-  parser.add("seed", reinterpret_cast<int64_t*>(&engine.seed), "Seed for requests that bring none.");
+  parser.add("threads", &threads, "Compute threads of the CPU backend; 0: one per usable core.",
+             {"t"});
+  parser.add("seed", reinterpret_cast<int64_t*>(&engine.seed),
+             "Seed for requests that bring none.");
   parser.ignored("trust_remote_code", "no remote code is ever run", false);
   parser.ignored("tokenizer_mode", "there is one tokenizer");
   parser.ignored("enforce_eager", "there are no graphs to capture on the CPU", false);
@@ -74,16 +83,20 @@ void ModelFlags::declare_model(ArgParser& parser, bool positional) {
 
 void ModelFlags::declare_engine(ArgParser& parser) {
   parser.group("Memory and scheduling");
-  parser.add("max_model_len", &engine.max_model_len,
-             "Longest prompt plus output, in tokens; 0: the model's own, or what the KV memory holds.",
-             {"context_length"});
-  parser.add("max_num_seqs", &engine.max_num_seqs, "Sequences in one step.", {"max_running_requests"});
+  parser.add(
+      "max_model_len", &engine.max_model_len,
+      "Longest prompt plus output, in tokens; 0: the model's own, or what the KV memory holds.",
+      {"context_length"});
+  parser.add("max_num_seqs", &engine.max_num_seqs, "Sequences in one step.",
+             {"max_running_requests"});
   parser.add("max_num_batched_tokens", &engine.max_num_batched_tokens,
-             "Tokens in one step; longer prompts are computed in chunks of it.", {"chunked_prefill_size"});
+             "Tokens in one step; longer prompts are computed in chunks of it.",
+             {"chunked_prefill_size"});
   parser.add("block_size", &engine.block_size, "Tokens in a KV block.");
   parser.add("num_gpu_blocks_override", &engine.num_gpu_blocks_override,
              "Number of KV blocks, on any device; 0: from the memory.");
-  parser.add("kv_cache_memory_bytes", &engine.kv_cache_memory_bytes, "Memory of the KV cache; 0: automatic.");
+  parser.add("kv_cache_memory_bytes", &engine.kv_cache_memory_bytes,
+             "Memory of the KV cache; 0: automatic.");
   parser.add("gpu_memory_utilization", &engine.gpu_memory_utilization,
              "Share of a GPU's memory to use.", {"mem_fraction_static"});
   parser.add("kv_cache_dtype", &engine.kv_cache_dtype, "Type of cached keys and values.");
@@ -105,7 +118,8 @@ std::string ModelFlags::resolve_path() const {
   if (model.empty()) {
     const std::string path = default_model_path();
     check(std::filesystem::exists(path),
-          "no --model was given and the default model is not at '{}': run ./quickstart.sh once, or pass --model",
+          "no --model was given and the default model is not at '{}': run ./quickstart.sh once, or "
+          "pass --model",
           path);
     return path;
   }
@@ -128,7 +142,8 @@ ServingModel ModelFlags::load() const {
   set_compute_threads(static_cast<int>(threads));
   ServingModel out;
   out.path = resolve_path();
-  if (model.empty() && !quiet) log_info("Serve", "No --model given: using the default model, {}", out.path);
+  if (model.empty() && !quiet)
+    log_info("Serve", "No --model given: using the default model, {}", out.path);
   LoadOptions options;
   options.dtype = dtype == "float" ? "float32" : dtype == "half" ? "float16" : dtype;
   options.load_format = load_format == "dummy" ? "dummy" : "auto";
@@ -140,7 +155,9 @@ ServingModel ModelFlags::load() const {
   std::string source;
   if (!chat_template.empty()) {
     source = resolve_chat_template(chat_template);
-    if (!quiet) log_info("Serve", "Apply chat template: {}", chat_template.size() < 80 ? chat_template : "(text)");
+    if (!quiet)
+      log_info("Serve", "Apply chat template: {}",
+               chat_template.size() < 80 ? chat_template : "(text)");
   } else if (!out.tokenizer->chat_template().empty()) {
     source = out.tokenizer->chat_template();
   } else {

@@ -17,7 +17,8 @@ struct ServingModel {
   std::string path;  // of the weights: a folder or a .gguf file
   LoadedModel loaded;
   std::shared_ptr<const Tokenizer> tokenizer;
-  std::shared_ptr<const ChatTemplate> chat_template;  // null: the model has none, and none was chosen
+  std::shared_ptr<const ChatTemplate>
+      chat_template;  // null: the model has none, and none was chosen
 };
 
 struct ModelFlags {
@@ -38,14 +39,16 @@ struct ModelFlags {
   void declare_model(ArgParser& parser, bool positional);
   void declare_engine(ArgParser& parser);
 
-  // Sets the compute threads, finds (or downloads) and loads the model. Without --model: the default model.
+  // Sets the compute threads, finds (or downloads) and loads the model. Without --model: the
+  // default model.
   ServingModel load() const;
   // Only the files' place, and the tokenizer with its template.
   std::string resolve_path() const;
   std::shared_ptr<const Tokenizer> load_tokenizer_for(const std::string& path) const;
 };
 
-// Where quickstart.sh puts the default model: $XDG_CACHE_HOME/reft/models, else ~/.cache/reft/models.
+// Where quickstart.sh puts the default model: $XDG_CACHE_HOME/reft/models, else
+// ~/.cache/reft/models.
 std::string default_model_path();
 // "SmolLM2-135M-Instruct" for .../SmolLM2-135M-Instruct.Q4_1.gguf, else the last part of the path.
 std::string short_model_name(const std::string& path);

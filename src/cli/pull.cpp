@@ -11,15 +11,19 @@ struct PullOptions {
   static constexpr const char* kName = "pull";
   static constexpr const char* kSummary = "download a model from the hub into the hub cache";
   static constexpr const char* kDescription =
-      "Downloads what a server needs of org/name (weights, configuration, tokenizer) in parallel, continues what "
-      "was broken off, checks the hashes, and prints the folder. The cache has the hub's own layout, so that other "
-      "tools find the model too. HF_TOKEN, HF_ENDPOINT, HF_HOME, HF_HUB_CACHE and HF_HUB_OFFLINE are read.";
+      "Downloads what a server needs of org/name (weights, configuration, tokenizer) in parallel, "
+      "continues what "
+      "was broken off, checks the hashes, and prints the folder. The cache has the hub's own "
+      "layout, so that other "
+      "tools find the model too. HF_TOKEN, HF_ENDPOINT, HF_HOME, HF_HUB_CACHE and HF_HUB_OFFLINE "
+      "are read.";
 
   std::string model;
   HubOptions hub;
 
   void declare(ArgParser& parser) {
-    parser.positional("MODEL", &model, "org/name, or org/name:QUANT for one file of a GGUF repository.", true);
+    parser.positional("MODEL", &model,
+                      "org/name, or org/name:QUANT for one file of a GGUF repository.", true);
     parser.add("revision", &hub.revision, "Branch, tag or commit.");
     parser.add("hf_token", &hub.token, "Token for gated models.", {"token"});
     parser.add("download_dir", &hub.cache_dir, "Hub cache folder.", {"cache_dir"});

@@ -16,7 +16,8 @@ struct RunOptions {
   static constexpr const char* kName = "run";
   static constexpr const char* kSummary = "answer one prompt and exit";
   static constexpr const char* kDescription =
-      "The prompt is the argument, standard input, or both (the argument first). The chat template is applied "
+      "The prompt is the argument, standard input, or both (the argument first). The chat template "
+      "is applied "
       "unless --raw is given. The answer goes to standard output as it is generated.";
 
   ModelFlags model;
@@ -34,10 +35,12 @@ struct RunOptions {
     parser.group("Prompt");
     parser.add("system", &system, "System prompt.", {"s"});
     parser.add("raw", &raw, "Complete the text as it is, without a chat template.");
-    parser.add("stats", &stats, "Print tokens, time to first token and tokens per second to standard error.");
+    parser.add("stats", &stats,
+               "Print tokens, time to first token and tokens per second to standard error.");
     parser.example("reft run 'What is the capital of France?'", "The default model:");
-    parser.example("git diff | reft run --model model.gguf 'Write a commit message for this change.'",
-                   "With standard input:");
+    parser.example(
+        "git diff | reft run --model model.gguf 'Write a commit message for this change.'",
+        "With standard input:");
   }
 
   int execute(const ArgParser& parser) {
@@ -63,16 +66,18 @@ struct RunOptions {
     }
     const SamplingParams params = sampling.resolve(parser, serving.loaded.generation_config);
     Engine engine(std::move(serving.loaded), serving.tokenizer, model.engine);
-    const GenerationResult result = generate(engine, std::move(ids), params, [](const std::string& text) {
-      std::fwrite(text.data(), 1, text.size(), stdout);
-      std::fflush(stdout);
-    });
+    const GenerationResult result =
+        generate(engine, std::move(ids), params, [](const std::string& text) {
+          std::fwrite(text.data(), 1, text.size(), stdout);
+          std::fflush(stdout);
+        });
     std::printf("\n");
     if (stats) {
       const double decode = result.total_seconds - result.first_token_seconds;
       std::fprintf(stderr, "%lld prompt tokens, %lld output tokens, TTFT %.1f ms, %.1f tokens/s\n",
                    static_cast<long long>(result.num_prompt_tokens),
-                   static_cast<long long>(result.num_output_tokens), result.first_token_seconds * 1e3,
+                   static_cast<long long>(result.num_output_tokens),
+                   result.first_token_seconds * 1e3,
                    decode > 0 ? static_cast<double>(result.num_output_tokens - 1) / decode : 0.0);
     }
     return result.finish_reason == FinishReason::kAbort ? 130 : 0;

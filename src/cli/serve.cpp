@@ -1,6 +1,6 @@
 // reft serve: the OpenAI-compatible server.
-#include <cstdlib>
 #include <chrono>
+#include <cstdlib>
 
 #include "base/log.h"
 #include "cli/command.h"
@@ -12,9 +12,11 @@ namespace {
 
 struct ServeOptions {
   static constexpr const char* kName = "serve";
-  static constexpr const char* kSummary = "serve a model with an OpenAI-compatible HTTP API and a web UI";
+  static constexpr const char* kSummary =
+      "serve a model with an OpenAI-compatible HTTP API and a web UI";
   static constexpr const char* kDescription =
-      "Loads a model and answers /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, "
+      "Loads a model and answers /v1/chat/completions, /v1/completions, /v1/models, /tokenize, "
+      "/detokenize, "
       "/apply_template, /health, /metrics and more. The chat page is at /ui.html.";
 
   ModelFlags model;
@@ -32,8 +34,9 @@ struct ServeOptions {
     parser.add("uds", &server.uds, "Unix socket to listen on instead.");
     parser.add("served_model_name", &server.served_model_names,
                "Names that requests may use for the model; the first is the one in responses.");
-    parser.add("api_key", &server.api_keys,
-               "Keys, one of which every request must carry as a bearer token; VLLM_API_KEY is read too.");
+    parser.add(
+        "api_key", &server.api_keys,
+        "Keys, one of which every request must carry as a bearer token; VLLM_API_KEY is read too.");
     parser.add("allowed_origins", &server.allowed_origins, "CORS origins.");
     parser.add("allowed_methods", &server.allowed_methods, "CORS methods.");
     parser.add("allowed_headers", &server.allowed_headers, "CORS headers.");
@@ -43,7 +46,8 @@ struct ServeOptions {
                "How message content reaches the template.");
     parser.choices("chat_template_content_format", {"auto", "string", "openai"});
     parser.add("default_chat_template_kwargs", &server.default_chat_template_kwargs,
-               "JSON object of template variables that requests may override, e.g. '{\"enable_thinking\": false}'.");
+               "JSON object of template variables that requests may override, e.g. "
+               "'{\"enable_thinking\": false}'.");
     parser.add("trust_request_chat_template", &server.trust_request_chat_template,
                "Allow chat_template in requests.");
     parser.add("response_role", &server.response_role, "Role of the answers.");
@@ -52,7 +56,8 @@ struct ServeOptions {
     parser.choices("generation_config", {"auto", "vllm"});
     parser.add("override_generation_config", &server.override_generation_config,
                "JSON object of sampling defaults, laid over the model's.");
-    parser.add("enable_request_id_headers", &server.enable_request_id_headers, "Send x-request-id.");
+    parser.add("enable_request_id_headers", &server.enable_request_id_headers,
+               "Send x-request-id.");
     parser.add("return_tokens_as_token_ids", &server.return_tokens_as_token_ids,
                "Write tokens in logprobs as token_id:N.");
     parser.add("max_logprobs", &server.max_logprobs, "Most alternatives a request may ask for.");
@@ -62,17 +67,22 @@ struct ServeOptions {
                "Seconds that running requests get after SIGTERM.");
     parser.add("max_body_mb", &max_body_mb, "Largest request body in MiB.");
     parser.group("Logging");
-    parser.add("log_level", &log_level, "Least important lines that are printed.", {"uvicorn_log_level"});
+    parser.add("log_level", &log_level, "Least important lines that are printed.",
+               {"uvicorn_log_level"});
     parser.choices("log_level", {"debug", "info", "warning", "error"});
-    parser.add("enable_log_requests", &server.log_requests, "Log a line per request, without its text.");
+    parser.add("enable_log_requests", &server.log_requests,
+               "Log a line per request, without its text.");
     parser.add("access_log", &server.log_access, "Log a line per HTTP request.");
     parser.add("log_stats", &server.log_stats, "Log throughput every 10 s while there is any.");
-    parser.ignored("disable_log_requests", "requests are not logged unless --enable-log-requests", false);
+    parser.ignored("disable_log_requests", "requests are not logged unless --enable-log-requests",
+                   false);
     parser.ignored("disable_log_stats", "use --no-log-stats", false);
     parser.ignored("max_log_len", "prompts are never logged");
-    parser.example("reft serve", "The default model on port 8888; open http://127.0.0.1:8888/ui.html");
-    parser.example("reft serve --model Qwen/Qwen3-0.6B --served_model_name Qwen3-0.6B --chat_template qwen3",
-                   "A model of the hub under its own name:");
+    parser.example("reft serve",
+                   "The default model on port 8888; open http://127.0.0.1:8888/ui.html");
+    parser.example(
+        "reft serve --model Qwen/Qwen3-0.6B --served_model_name Qwen3-0.6B --chat_template qwen3",
+        "A model of the hub under its own name:");
     parser.example("reft serve --model model.Q4_K_M.gguf --max-model-len 8k --api-key secret",
                    "A GGUF file with a shorter context, behind a key:");
   }
@@ -91,7 +101,8 @@ struct ServeOptions {
     }
     ServingModel serving = model.load();
     if (server.served_model_names.empty()) {
-      server.served_model_names.push_back(model.model.empty() || model.model.find(".gguf") != std::string::npos
+      server.served_model_names.push_back(model.model.empty() ||
+                                                  model.model.find(".gguf") != std::string::npos
                                               ? short_model_name(serving.path)
                                               : model.model);
     }

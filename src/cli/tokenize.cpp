@@ -13,7 +13,8 @@ namespace {
 struct TokenizeOptions {
   static constexpr const char* kName = "tokenize";
   static constexpr const char* kSummary = "turn text into token ids, or ids into text";
-  static constexpr const char* kDescription = "Reads the text from the argument or from standard input.";
+  static constexpr const char* kDescription =
+      "Reads the text from the argument or from standard input.";
 
   ModelFlags model;
   std::vector<std::string> words;
@@ -29,8 +30,10 @@ struct TokenizeOptions {
     parser.add("decode", &decode, "The arguments are ids; print the text.", {"d"});
     parser.add("json", &json, "Print {\"count\", \"tokens\", \"token_strs\"} instead of a table.");
     parser.add("add_special_tokens", &add_special_tokens, "Add the model's BOS and the like.");
-    parser.add("parse_special", &parse_special, "Special tokens written in the text become their ids.");
-    parser.example("reft tokenize --model Qwen/Qwen3-0.6B 'Hello, world'", "A table of ids and tokens:");
+    parser.add("parse_special", &parse_special,
+               "Special tokens written in the text become their ids.");
+    parser.example("reft tokenize --model Qwen/Qwen3-0.6B 'Hello, world'",
+                   "A table of ids and tokens:");
   }
 
   int execute(const ArgParser&) {
@@ -58,7 +61,10 @@ struct TokenizeOptions {
       return 0;
     }
     for (int32_t id : ids) {
-      std::printf("%8d  %s\n", id, Json(tokenizer->token_bytes(id)).dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
+      std::printf("%8d  %s\n", id,
+                  Json(tokenizer->token_bytes(id))
+                      .dump(-1, ' ', false, Json::error_handler_t::replace)
+                      .c_str());
     }
     std::printf("%zu tokens\n", ids.size());
     return 0;
