@@ -113,7 +113,8 @@ struct Engine::State {
             [this](const std::shared_ptr<const RequestState>& request, int32_t index) {
               stop_found(*request, index);
             },
-            [this](const RequestState& request) { forget(request); }),
+            [this](const RequestState& request) { forget(request); },
+            [this](const RequestState&) { delivered(); }),
         runner(*model.model, cache, device, [this] { step_done(); }) {
     log_plan();
     thread = std::thread([this] { work(); });
@@ -140,6 +141,7 @@ struct Engine::State {
   // The output thread and the compute thread.
   void stop_found(const RequestState& request, int32_t index);
   void forget(const RequestState& request);
+  void delivered();
   void step_done();
 
   // The scheduling thread.
@@ -168,6 +170,7 @@ struct Engine::State {
   std::vector<Command> commands;
   std::unordered_map<std::string, ActivePtr> active;
   uint64_t num_submitted = 0;
+  int64_t num_undelivered = 0;   // requests whose last update has not returned
   int64_t num_left_waiting = 0;  // sequences that the last scheduling round did not start
   bool step_ready = false;
   bool draining = false;
@@ -278,6 +281,7 @@ void Engine::State::submit(GenerationRequest&& request) {
           state, i, output_seed(state->params(), options.seed, state->number, i)));
     }
     active.emplace(state->id, entry);
+    ++num_undelivered;
     commands.push_back({.kind = Command::kAdd, .active = std::move(entry)});
   }
   wake.notify_one();
@@ -297,11 +301,12 @@ void Engine::State::abort(const std::string& id) {
 void Engine::State::drain(int64_t timeout_ms) {
   std::unique_lock lock(mutex);
   draining = true;
-  ended.wait_for(lock, std::chrono::milliseconds(timeout_ms), [this] { return active.empty(); });
+  ended.wait_for(lock, std::chrono::milliseconds(timeout_ms),
+                 [this] { return num_undelivered == 0; });
   for (const auto& [id, entry] : active)
     commands.push_back({.kind = Command::kAbort, .active = entry});
   wake.notify_one();
-  ended.wait(lock, [this] { return active.empty(); });
+  ended.wait(lock, [this] { return num_undelivered == 0; });
 }
 
 void Engine::State::reset_prefix_cache() {
@@ -323,9 +328,14 @@ void Engine::State::stop_found(const RequestState& request, int32_t index) {
 }
 
 void Engine::State::forget(const RequestState& request) {
+  std::lock_guard lock(mutex);
+  active.erase(request.id);
+}
+
+void Engine::State::delivered() {
   {
     std::lock_guard lock(mutex);
-    active.erase(request.id);
+    --num_undelivered;
   }
   ended.notify_all();
 }

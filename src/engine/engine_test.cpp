@@ -144,7 +144,7 @@ TEST_P(EngineEquivalence, OutputsDoNotDependOnScheduling) {
   expect_same(run_all(*engine, calls), expected);  // again, with what the prefix cache kept
   const EngineStats stats = engine->stats();
   EXPECT_EQ(stats.prefix_cache_hits > 0, c.caching);
-  EXPECT_EQ(stats.num_preemptions > 0, std::string(c.name).starts_with("tiny"));
+  EXPECT_EQ(stats.num_preemptions > 0, c.blocks > 0);
   expect_all_free(*engine);
 }
 

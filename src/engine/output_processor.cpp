@@ -43,10 +43,11 @@ struct RequestOutputs {
 };
 
 OutputProcessor::OutputProcessor(std::shared_ptr<const Tokenizer> tokenizer, StopFound on_stop,
-                                 RequestDone on_done)
+                                 RequestDone on_ended, RequestDone on_delivered)
     : tokenizer_(std::move(tokenizer)),
       on_stop_(std::move(on_stop)),
-      on_done_(std::move(on_done)),
+      on_ended_(std::move(on_ended)),
+      on_delivered_(std::move(on_delivered)),
       thread_([this] { work(); }) {}
 
 OutputProcessor::~OutputProcessor() {
@@ -129,16 +130,18 @@ void OutputProcessor::process(OutputEvent& event) {
   update.num_prompt_tokens = static_cast<int64_t>(request.prompt().size());
   update.num_cached_tokens = event.num_cached_tokens;
   update.num_output_tokens = output.num_tokens;
-  if (update.finish_reason != FinishReason::kNone) {
+  const bool ends = update.finish_reason != FinishReason::kNone;
+  if (ends) {
     output.ended = true;
     if (scheduled == FinishReason::kNone) on_stop_(event.request, event.index);
-    if (--outputs.num_running == 0) on_done_(request);
+    if (--outputs.num_running == 0) on_ended_(request);
   }
   try {
     if (request.on_update) request.on_update(std::move(update));
   } catch (const std::exception& e) {
     log_error("Engine", "the callback of request {} failed: {}", request.id, e.what());
   }
+  if (ends && outputs.num_running == 0) on_delivered_(request);
 }
 
 void OutputProcessor::read_text(OutputEvent& event, GenerationUpdate& update) {

@@ -35,12 +35,12 @@ class OutputProcessor {
   // A stop string ended an output that the scheduler may still be running.
   using StopFound =
       std::function<void(const std::shared_ptr<const RequestState>& request, int32_t index)>;
-  // The last output of a request ended; its last update is about to be delivered.
+  // The last output of a request ended: called before its last update is delivered, and after.
   using RequestDone = std::function<void(const RequestState& request)>;
 
   // `tokenizer` may be null: updates then carry no text.
   OutputProcessor(std::shared_ptr<const Tokenizer> tokenizer, StopFound on_stop,
-                  RequestDone on_done);
+                  RequestDone on_ended, RequestDone on_delivered);
   ~OutputProcessor();  // delivers what was pushed
 
   void push(std::vector<OutputEvent>&& events);
@@ -52,7 +52,8 @@ class OutputProcessor {
 
   std::shared_ptr<const Tokenizer> tokenizer_;
   StopFound on_stop_;
-  RequestDone on_done_;
+  RequestDone on_ended_;
+  RequestDone on_delivered_;
 
   std::mutex mutex_;
   std::condition_variable wake_;
