@@ -1,0 +1,90 @@
+// Tokenizer measurements, and ids for comparison with other implementations.
+//   tokenizer bench PATH TEXT-FILE     load time, encode and decode speed
+//   tokenizer ids PATH [plain] < LINES one JSON string per line; prints per line the ids, a tab,
+//   and the text decoded
+//                                      from them as a JSON string
+#include <fmt/core.h>
+
+#include <chrono>
+#include <iostream>
+
+#include "base/file.h"
+#include "base/json.h"
+#include "tensor/gguf.h"
+#include "text/tokenizer.h"
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+std::unique_ptr<reft::Tokenizer> load(const std::string& path) {
+  if (path.ends_with(".gguf")) {
+    const auto gguf = reft::open_gguf(path);
+    return reft::load_tokenizer(*gguf);
+  }
+  return reft::load_tokenizer(path);
+}
+
+void bench(const std::string& path, const std::string& text_file) {
+  auto start = Clock::now();
+  const auto tokenizer = load(path);
+  fmt::print("load {:.3f} s, {} ids\n", seconds_since(start), tokenizer->vocab_size());
+  const std::string text = reft::read_file(text_file);
+  std::vector<int32_t> ids;
+  for (int round = 0; round < 5; ++round) {
+    start = Clock::now();
+    ids = tokenizer->encode(text);
+    const double t = seconds_since(start);
+    fmt::print("encode {:.1f} MB/s, {} ids, {:.2f} bytes an id\n", double(text.size()) / 1e6 / t,
+               ids.size(), double(text.size()) / double(ids.size()));
+  }
+  start = Clock::now();
+  const std::string back = tokenizer->decode(ids);
+  const double t = seconds_since(start);
+  fmt::print("decode {:.1f} MB/s, {}\n", double(back.size()) / 1e6 / t,
+             back == text ? "equal" : "not equal");
+}
+
+void ids(const std::string& path, bool plain) {
+  const auto tokenizer = load(path);
+  reft::EncodeOptions options;
+  options.parse_special = !plain;
+  std::string line;
+  while (std::getline(std::cin, line)) {
+    try {
+      const auto text = reft::parse_json(line, "line").get<std::string>();
+      const auto out = tokenizer->encode(text, options);
+      for (size_t i = 0; i < out.size(); ++i) fmt::print("{}{}", i ? " " : "", out[i]);
+      reft::StreamDecoder stream(*tokenizer, {}, false);
+      std::string streamed;
+      for (const int32_t id : out) streamed += stream.add(id);
+      streamed += stream.finish();
+      const std::string decoded = tokenizer->decode(out, false);
+      fmt::print("\t{}\n", reft::Json(streamed == decoded ? decoded : "STREAM DIFFERS").dump());
+    } catch (const reft::Error& e) {
+      fmt::print("error: {}\n", e.what());
+    }
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  const std::string mode = argc > 2 ? argv[1] : "";
+  if (mode == "bench" && argc == 4) {
+    bench(argv[2], argv[3]);
+  } else if (mode == "ids") {
+    ids(argv[2], argc > 3);
+  } else {
+    fmt::print(stderr, "usage: tokenizer bench PATH TEXT-FILE | tokenizer ids PATH [plain]\n");
+    return 2;
+  }
+  return 0;
+} catch (const std::exception& e) {
+  fmt::print(stderr, "error: {}\n", e.what());
+  return 1;
+}
