@@ -37,11 +37,16 @@ struct SampleResult {
   std::vector<std::pair<int32_t, float>> top;  // most likely first
 };
 
-// logits: [R, V] float32, modified in place; one SampleRow per row of logits.
+// logits: [R, V] float32, modified in place; one SampleRow per row of logits. Ties go to the lowest id, in every
+// filter too: top_k keeps exactly k ids. The draw is the inverse of the cumulative distribution in the order of ids, at
+// philox_uniform(seed, position). NaN counts as −inf, +inf as the largest finite number; ids outside [0, V) are
+// ignored; a row whose ids are all masked gives the lowest id of allowed_ids, else 0. `top` leaves out ids whose
+// logit is −inf. Throws Error when shapes do not match.
 std::vector<SampleResult> sample(Tensor& logits, const std::vector<SampleRow>& rows);
 extern Kernel<void(std::vector<SampleResult>& out, Tensor& logits, const std::vector<SampleRow>& rows)> sample_kernel;
 
 // Prompt logprobs: for row r of logits, the log-softmax value and rank of targets[r], and the `top` most likely ids.
+// Throws Error when a target is outside [0, V).
 std::vector<SampleResult> score(const Tensor& logits, const std::vector<int32_t>& targets, int32_t top);
 extern Kernel<void(std::vector<SampleResult>& out, const Tensor& logits, const std::vector<int32_t>& targets,
                    int32_t top)>

@@ -60,6 +60,9 @@ struct HeadRule {
   bool interleaved;
 };
 
+inline constexpr int64_t kMaxLanes = 16;
+inline constexpr int kMassCuts = 8;
+
 struct SimdKernels {
   // y = x̂ (weight + offset)
   void (*rms_norm)(float* y, const float* x, const float* weight, int64_t n, float eps,
@@ -84,7 +87,7 @@ struct SimdKernels {
   int64_t (*argmax)(const float* x, int64_t n);
   // p = exp((x − top) inv_t), 0 where below min_p. y may be null. Returns the sum.
   double (*exponentials)(float* y, const float* x, int64_t n, float top, float inv_t, float min_p);
-  // Sums of those p with x at least cuts[i], i < 4.
+  // Sums of those p with x at least cuts[i], i < kMassCuts.
   void (*masses)(double* sums, const float* cuts, const float* x, int64_t n, float top, float inv_t,
                  float min_p);
   // Writes the indices of x > bound, or ≥ with `equal`, in order, from x[begin] on, until `room` or
@@ -93,7 +96,6 @@ struct SimdKernels {
                    float bound, bool equal);
   int64_t (*count_above)(const float* x, int64_t n, float bound, bool equal);
 };
-inline constexpr int64_t kMaxLanes = 16;
 
 // The best table that this CPU can run (see isa.h).
 const SimdKernels& simd_kernels();

@@ -51,6 +51,16 @@ inline Vec4 fold_add(VecF x) {
 }
 inline bool any(VecI mask) { return _mm256_movemask_ps(reinterpret_cast<__m256>(mask)) != 0; }
 
+// Writes base + lane for every true lane, in order; may write a whole vector. Returns how many.
+inline int append(int32_t* ids, VecI mask, int32_t base) {
+  int count = 0;
+  for (int i = 0; i < kLanes; ++i) {
+    ids[count] = base + i;
+    count -= mask[i];
+  }
+  return count;
+}
+
 #include "backends/cpu/simd_math.inc"
 //
 #include "backends/cpu/simd_elementwise.inc"

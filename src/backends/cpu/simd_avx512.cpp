@@ -60,6 +60,15 @@ inline Vec4 fold_add(VecF x) {
 }
 inline bool any(VecI mask) { return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask)) != 0; }
 
+// Writes base + lane for every true lane, in order; may write a whole vector. Returns how many.
+inline int append(int32_t* ids, VecI mask, int32_t base) {
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __mmask16 hits = _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask));
+  const __m512i all = _mm512_add_epi32(lanes, _mm512_set1_epi32(base));
+  _mm512_storeu_si512(ids, _mm512_maskz_compress_epi32(hits, all));
+  return __builtin_popcount(hits);
+}
+
 #include "backends/cpu/simd_math.inc"
 //
 #include "backends/cpu/simd_elementwise.inc"

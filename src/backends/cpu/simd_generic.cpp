@@ -44,6 +44,16 @@ inline VecF min(VecF a, VecF b) { return a < b ? a : b; }
 inline Vec4 fold_add(VecF x) { return x; }
 inline bool any(VecI mask) { return (mask[0] | mask[1] | mask[2] | mask[3]) != 0; }
 
+// Writes base + lane for every true lane, in order; may write a whole vector. Returns how many.
+inline int append(int32_t* ids, VecI mask, int32_t base) {
+  int count = 0;
+  for (int i = 0; i < kLanes; ++i) {
+    ids[count] = base + i;
+    count -= mask[i];
+  }
+  return count;
+}
+
 #include "backends/cpu/simd_math.inc"
 //
 #include "backends/cpu/simd_elementwise.inc"
