@@ -384,8 +384,7 @@ Value groupby_filter(Interpreter& interpreter, const Value& v, CallArgs& args) {
   };
   std::vector<Entry> entries;
   for (Value& item : iterate(v)) {
-    Value shown = interpreter.path(item, path);
-    if (shown.is_undefined() && !fallback.is_none()) shown = fallback;
+    Value shown = interpreter.path(item, path, fallback);
     Value key = !case_sensitive && shown.is_string() ? Value::string(to_lower(shown.str())) : shown;
     entries.push_back({std::move(key), std::move(shown), std::move(item)});
   }
@@ -550,7 +549,8 @@ Value urlencode_filter(Interpreter&, const Value& v, CallArgs& args) {
   std::string out;
   auto add = [&](const Value& key, const Value& value) {
     if (!out.empty()) out += '&';
-    out += url_quote(text_of(key), "") + "=" + url_quote(text_of(value), "");
+    out +=
+        replace(url_quote(text_of(key), "") + "=" + url_quote(text_of(value), ""), "%20", "+", -1);
     check_string_size(out.size());
   };
   if (v.is_dict()) {
@@ -657,8 +657,7 @@ Value map_filter(Interpreter& interpreter, const Value& v, CallArgs& args) {
       (name == "attribute" ? path : fallback) = value;
     }
     for (const Value& item : iterate(v)) {
-      Value found = interpreter.path(item, path);
-      out.push_back(found.is_undefined() && !fallback.is_none() ? fallback : found);
+      out.push_back(interpreter.path(item, path, fallback));
     }
     return generator(std::move(out));
   }

@@ -290,7 +290,6 @@ class BraceFormatter {
         v = interpreter_.item(v, number ? Value::integer(std::stoi(key)) : Value::string(key));
         end = close + 1;
       }
-      check(!v.is_undefined(), "chat template: format(): '{}' does not exist", name);
     }
     return v;
   }

@@ -658,14 +658,20 @@ Value Interpreter::item(const Value& object, const Value& key) {
       fmt::format("'{} object' has no element {}", type_name(object), to_repr(key)));
 }
 
-Value Interpreter::path(const Value& object, const Value& path) {
-  if (path.is_integral()) return item(object, path);
+Value Interpreter::path(const Value& object, const Value& path, const Value& fallback) {
+  auto step = [&](const Value& v, const Value& key) {
+    Value found = item(v, key);
+    return found.is_undefined() && !fallback.is_none() ? fallback : found;
+  };
+  if (path.is_integral()) return step(object, path);
   Value v = object;
-  for (std::string_view part : split(to_str(path), ".", -1)) {
-    bool digits = !part.empty() && std::all_of(part.begin(), part.end(),
-                                               [](char c) { return c >= '0' && c <= '9'; });
-    v = item(v, digits && part.size() < 10 ? Value::integer(std::stoi(std::string(part)))
-                                           : Value::string(std::string(part)));
+  std::string text = to_str(path);
+  for (std::string_view part : split(text, ".", -1)) {
+    bool digits =
+        !part.empty() && part.size() < 10 &&
+        std::all_of(part.begin(), part.end(), [](char c) { return c >= '0' && c <= '9'; });
+    std::string key(part);
+    v = step(v, digits ? Value::integer(std::stoi(key)) : Value::string(key));
   }
   return v;
 }

@@ -72,8 +72,9 @@ class Interpreter {
   Value call(const Value& callee, CallArgs& args);
   Value attribute(const Value& object, const std::string& name);
   Value item(const Value& object, const Value& key);
-  // "a.b.0" as the `attribute` parameter of filters; undefined when absent.
-  Value path(const Value& object, const Value& path);
+  // "a.b.0" as the `attribute` parameter of filters; `fallback` (unless none) stands for what is
+  // undefined.
+  Value path(const Value& object, const Value& path, const Value& fallback = Value::none());
   Value filter(const std::string& name, const Value& input, CallArgs& args);
   bool test(const std::string& name, const Value& input, CallArgs& args);
   Value binary(Op op, const Value& a, const Value& b);

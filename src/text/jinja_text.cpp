@@ -182,7 +182,7 @@ std::vector<std::string_view> split_whitespace(std::string_view s, int64_t max_s
   s = strip(s, true, false);
   while (!s.empty()) {
     if (max_splits >= 0 && static_cast<int64_t>(out.size()) == max_splits) {
-      out.push_back(strip(s, false, true));
+      out.push_back(s);
       break;
     }
     size_t end = 0;
@@ -203,9 +203,8 @@ std::vector<std::string_view> rsplit_whitespace(std::string_view s, int64_t max_
   auto count = static_cast<int64_t>(words.size());
   if (count <= max_splits + 1) return words;
   auto head = static_cast<size_t>(count - max_splits);
-  std::string_view first = strip(s, true, false);
   const char* end = words[head - 1].data() + words[head - 1].size();
-  std::vector<std::string_view> out{first.substr(0, static_cast<size_t>(end - first.data()))};
+  std::vector<std::string_view> out{s.substr(0, static_cast<size_t>(end - s.data()))};
   out.insert(out.end(), words.begin() + static_cast<std::ptrdiff_t>(head), words.end());
   return out;
 }
