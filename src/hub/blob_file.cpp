@@ -44,7 +44,15 @@ BlobFile::BlobFile(const std::filesystem::path& blob, int64_t size, int64_t segm
 }
 
 BlobFile::~BlobFile() {
-  if (fd_ >= 0) ::close(fd_);
+  if (fd_ < 0) return;
+  std::error_code ignored;
+  if (unsaved_ > 0 && std::filesystem::exists(file_, ignored)) {
+    try {
+      save_record();
+    } catch (const Error&) {  // a full disk: the next try begins a little earlier
+    }
+  }
+  ::close(fd_);
 }
 
 Segment BlobFile::segment(size_t i) const {

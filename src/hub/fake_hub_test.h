@@ -118,8 +118,9 @@ struct FakeFile {
   int corrupt = 0;  // flips a byte
   int errors = 0;   // answers 503
   bool ranges = true;
-  int64_t promised = -1;  // the size that HEAD claims
-  int64_t extra = 0;      // bytes too many (too few, when negative) in what GET says and sends
+  int64_t available = -1;  // closes where this byte of the file would come
+  int64_t promised = -1;   // the size that HEAD claims
+  int64_t extra = 0;       // bytes too many (too few, when negative) in what GET says and sends
 };
 
 class FakeHub {
@@ -255,6 +256,7 @@ class FakeHub {
     std::string status = "200 OK";
     std::string headers;
     const std::string range(request["Range"]);
+    size_t first = 0;
     if (!range.empty() && file.ranges) {
       const size_t total = body.size();
       const size_t begin = std::stoull(range.substr(6));
@@ -264,8 +266,15 @@ class FakeHub {
       status = "206 Partial Content";
       headers = fmt::format("Content-Range: bytes {}-{}/{}\r\n", begin, end - 1, total);
       body = body.substr(begin, end - begin);
+      first = begin;
     }
     std::string out = head(status, headers, body.size());
+    const int64_t left = file.available - static_cast<int64_t>(first);
+    if (file.available >= 0 && left < static_cast<int64_t>(body.size())) {
+      TestServer::send(socket,
+                       out + body.substr(0, static_cast<size_t>(std::max<int64_t>(left, 0))));
+      return false;
+    }
     if (file.break_off > 0) {
       --file.break_off;
       TestServer::send(socket, out + body.substr(0, static_cast<size_t>(file.break_after)));
