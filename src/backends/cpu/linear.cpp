@@ -16,8 +16,13 @@ namespace {
 constexpr int64_t kChunkBytes = 384 << 10;
 // Bounds the scratch memory of long prompts.
 constexpr int64_t kBlockBytes = 16 << 20;
-// Less weight than this is not worth handing to another thread.
-constexpr int64_t kGrainBytes = 8 << 10;
+// With more tiles than this, the first one alone hides the loading of a panel well enough.
+constexpr int64_t kMostPrefetchTiles = 16;
+// A multiplication that reads less weight than this (once a tile) is not worth handing to other
+// threads; one that reads less than kEvenBytes a thread is cut evenly at once, because handing out
+// chunks costs a trip between caches each.
+constexpr int64_t kInlineBytes = 64 << 10;
+constexpr int64_t kEvenBytes = 2 << 20;
 
 // Rows [begin, end) cut into tiles of at most max_rows, as even as possible.
 struct Tiling {
@@ -57,6 +62,12 @@ struct Block {
     const int columns = static_cast<int>(std::min<int64_t>(kPanel, weight.out_features() - column));
     float padded_bias[kPanel] = {};
     if (bias != nullptr) std::copy_n(bias + column, columns, padded_bias);
+    // Each tile fetches its share of the next panel.
+    const int64_t tiles = last_tile - first_tile;
+    const int64_t lines = tiles <= kMostPrefetchTiles && panel + 1 < weight.num_panels()
+                              ? weight.panel_stride() / kLineBytes / tiles
+                              : 0;
+    const int64_t units = std::max<int64_t>(1, k / kUnit);
     for (int64_t tile = first_tile; tile < last_tile; ++tile) {
       const int64_t row = tiling.begin(tile);
       const int64_t rows = tiling.begin(tile + 1) - row;
@@ -68,7 +79,10 @@ struct Block {
            .y_stride = y_stride,
            .columns = columns,
            .bias = bias != nullptr ? padded_bias : nullptr,
-           .table = weight.table()});
+           .table = weight.table(),
+           .prefetch = weight.panel(panel) + weight.panel_stride() +
+                       (tile - first_tile) * lines * kLineBytes,
+           .prefetch_lines = static_cast<int>((lines + units - 1) / units)});
     }
   }
 };
@@ -89,14 +103,23 @@ void run_block(const Block& block) {
       std::max<int64_t>(1, kChunkBytes / (rows_per_tile * std::max<int64_t>(row_bytes, 1)));
   const int64_t chunks = (tiles + chunk_tiles - 1) / chunk_tiles;
   const Tiling chunking(tiles, static_cast<int>(std::min<int64_t>(chunk_tiles, tiles)));
-  const int64_t grain =
-      std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, block.weight.panel_stride() * tiles));
-  compute_pool().parallel_for(chunks * panels, grain, [&](int64_t begin, int64_t end) {
+  const int64_t tasks = chunks * panels;
+  const auto work = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t chunk = i / panels;
       block.multiply(i % panels, chunking.begin(chunk), chunking.begin(chunk + 1));
     }
-  });
+  };
+  const int64_t bytes = tasks * block.weight.panel_stride();
+  if (bytes * tiles <= kInlineBytes) {
+    work(0, tasks);
+  } else if (bytes <= kEvenBytes * compute_pool().num_threads()) {
+    compute_pool().run([&](int worker, int workers) {
+      work(tasks * worker / workers, tasks * (worker + 1) / workers);
+    });
+  } else {
+    compute_pool().parallel_for(tasks, 1, work);
+  }
 }
 
 }  // namespace

@@ -41,10 +41,12 @@ struct Avx2 {
   static F broadcast_float(const std::byte* at) {
     return _mm256_broadcast_ss(reinterpret_cast<const float*>(at));
   }
-  static void split_bf16(const std::byte* at, F& even, F& odd) {
-    const B pairs = load_bytes(at);
-    even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
-    odd = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(-0x10000)));
+  // Of pairs of bfloat16.
+  static F load_bf16_even(const std::byte* at) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(load_bytes(at), 16));
+  }
+  static F load_bf16_odd(const std::byte* at) {
+    return _mm256_castsi256_ps(_mm256_and_si256(load_bytes(at), _mm256_set1_epi32(-0x10000)));
   }
 
   static B load_bytes(const std::byte* at) {

@@ -37,10 +37,12 @@ struct Avx512 {
   static F broadcast_float(const std::byte* at) {
     return _mm512_set1_ps(*reinterpret_cast<const float*>(at));
   }
-  static void split_bf16(const std::byte* at, F& even, F& odd) {
-    const B pairs = load_bytes(at);
-    even = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
-    odd = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-0x10000)));
+  // Of pairs of bfloat16.
+  static F load_bf16_even(const std::byte* at) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(load_bytes(at), 16));
+  }
+  static F load_bf16_odd(const std::byte* at) {
+    return _mm512_castsi512_ps(_mm512_and_si512(load_bytes(at), _mm512_set1_epi32(-0x10000)));
   }
 
   static B load_bytes(const std::byte* at) { return _mm512_loadu_si512(at); }

@@ -39,6 +39,7 @@ inline constexpr int kUnit = 32;   // values of k that share an activation scale
 inline constexpr int kSuperUnits =
     8;  // units under one pair of 16-bit floats in the two-level layouts
 inline constexpr int kMaxTileRows = 12;
+inline constexpr int kLineBytes = 64;  // of a cache line
 
 enum class Layout : uint8_t {
   kF32,
@@ -149,6 +150,10 @@ struct TileArgs {
   int columns;          // of the panel that exist: 1 … kPanel
   const float* bias;    // kPanel values, or null
   const int8_t* table;  // 16 values, Code::kLookup only
+  // Memory to be fetched meanwhile, as many lines for each unit (integer layouts): the next panel,
+  // so that loading overlaps with computing where several tiles read one panel.
+  const std::byte* prefetch = nullptr;
+  int prefetch_lines = 0;
 };
 
 struct ActivationArgs {

@@ -33,10 +33,8 @@ struct Scalar {
   static F load_bf16(const std::byte* at) { return to_float(read<bf16>(at)); }
   static F load_s8(const std::byte* at) { return read<int8_t>(at); }
   static F broadcast_float(const std::byte* at) { return read<float>(at); }
-  static void split_bf16(const std::byte* at, F& even, F& odd) {
-    even = to_float(read<bf16>(at));
-    odd = to_float(read<bf16>(at + 2));
-  }
+  static F load_bf16_even(const std::byte* at) { return to_float(read<bf16>(at)); }
+  static F load_bf16_odd(const std::byte* at) { return to_float(read<bf16>(at + 2)); }
 
   static B load_bytes(const std::byte* at) { return {read<uint32_t>(at)}; }
   static B broadcast_word(const std::byte* at) { return {read<uint32_t>(at)}; }

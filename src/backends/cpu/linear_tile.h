@@ -7,10 +7,10 @@
 //   kLanes                 floats in a vector; a byte vector holds as many words of 4 codes
 //   vectors(rows, integer) vectors of columns that a tile of `rows` rows keeps in registers;
 //   divides kPanel / kLanes F, B                   float vector, byte vector zero set1 load store
-//   fma mul load_f16 load_bf16 load_s8 split_bf16 load_bytes broadcast_word low_nibbles
-//   high_nibbles kSignedBias            what `Dot` adds to signed codes (128 where the instruction
-//   takes unsigned ones) Dot<Code>              integer products: table, codes, init, step, finish
-//   (see linear_scalar.cpp)
+//   fma mul load_f16 load_bf16 load_s8 load_bf16_even load_bf16_odd load_bytes broadcast_word
+//   low_nibbles high_nibbles kSignedBias            what `Dot` adds to signed codes (128 where the
+//   instruction takes unsigned ones) Dot<Code>              integer products: table, codes, init,
+//   step, finish (see linear_scalar.cpp)
 #pragma once
 
 #include <cstring>
@@ -45,6 +45,7 @@ struct TileOutput {
       }
       return;
     }
+#pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
       float row[kColumns];
 #pragma GCC unroll 12
@@ -66,21 +67,20 @@ void float_columns(const TileArgs& args, int column) {
   if constexpr (L == Layout::kBF16) {
     const std::byte* w = args.panel + column * 4;
     for (int64_t k = 0; k < args.k; k += 2, w += kPanel * 4, x += 2 * R) {
-      F even[C];
-      F odd[C];
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        F wk[C];
 #pragma GCC unroll 12
-      for (int c = 0; c < C; ++c) V::split_bf16(w + c * V::kLanes * 4, even[c], odd[c]);
+        for (int c = 0; c < C; ++c) {
+          const std::byte* at = w + c * V::kLanes * 4;
+          wk[c] = half == 0 ? V::load_bf16_even(at) : V::load_bf16_odd(at);
+        }
 #pragma GCC unroll 12
-      for (int r = 0; r < R; ++r) {
-        const F xr = V::set1(x[r]);
+        for (int r = 0; r < R; ++r) {
+          const F xr = V::set1(x[half * R + r]);
 #pragma GCC unroll 12
-        for (int c = 0; c < C; ++c) y[r][c] = V::fma(even[c], xr, y[r][c]);
-      }
-#pragma GCC unroll 12
-      for (int r = 0; r < R; ++r) {
-        const F xr = V::set1(x[R + r]);
-#pragma GCC unroll 12
-        for (int c = 0; c < C; ++c) y[r][c] = V::fma(odd[c], xr, y[r][c]);
+          for (int c = 0; c < C; ++c) y[r][c] = V::fma(wk[c], xr, y[r][c]);
+        }
       }
     }
   } else {
@@ -191,6 +191,7 @@ void integer_columns(const TileArgs& args, int column) {
   const std::byte* w = args.panel;
   const std::byte* super = w;
   const std::byte* x = args.activations;
+  const std::byte* prefetch = args.prefetch;
   const int64_t units = args.k / kUnit;
   for (int64_t unit = 0; unit < units; ++unit) {
     if constexpr (kInfo.scale == Scale::kTwoLevel) {
@@ -199,6 +200,8 @@ void integer_columns(const TileArgs& args, int column) {
         w += super_bytes(kInfo);
       }
     }
+    for (int i = 0; i < args.prefetch_lines; ++i, prefetch += kLineBytes)
+      __builtin_prefetch(prefetch);
     const std::byte* codes = w + unit_bytes(kInfo) - code_bytes(kInfo) + 4 * column;
     const std::byte* a = x + kUnit * R;
 #pragma GCC unroll 2
