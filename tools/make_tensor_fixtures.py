@@ -5,6 +5,8 @@ dequantize.safetensors  for every block format X: X.blocks (random bytes with fi
                         gguf.quants.dequantize makes of them; for those that we quantise to: X.input and X.quantised.
 small.gguf              GGUF v3 as gguf.GGUFWriter writes it: every metadata type, several tensor types.
 split-0000?-of-00002.gguf  one model in two files.
+
+and tests/fuzz/seeds/{safetensors,gguf}: small valid files that the fuzzers start from.
 """
 
 import pathlib
@@ -14,7 +16,8 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-OUT = pathlib.Path(__file__).resolve().parent.parent / "src" / "tensor" / "testdata"
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+OUT = ROOT / "src" / "tensor" / "testdata"
 Q = gguf.GGMLQuantizationType
 # Where the float16 scales of a block lie.
 HALVES = {
@@ -102,7 +105,23 @@ def gguf_fixtures(rng):
         finish(writer)
 
 
+def fuzz_seeds(rng):
+    folder = ROOT / "tests" / "fuzz" / "seeds"
+    (folder / "gguf").mkdir(parents=True, exist_ok=True)
+    (folder / "safetensors").mkdir(parents=True, exist_ok=True)
+    small = (OUT / "small.gguf").read_bytes()
+    (folder / "gguf" / "v3").write_bytes(small)
+    (folder / "gguf" / "v2").write_bytes(small[:4] + b"\2" + small[5:])
+    tensors = {"a.weight": rng.standard_normal((2, 3)).astype(np.float32), "b": np.arange(3, dtype=np.int64),
+               "half": np.zeros((2, 2), np.float16), "empty": np.zeros((0, 4), np.uint8), "scalar": np.float64(1)}
+    save_file({k: np.asarray(v) for k, v in tensors.items()}, folder / "safetensors" / "mixed", {"format": "pt"})
+    save_file({}, folder / "safetensors" / "none")
+    for seed in folder.glob("*/*"):
+        seed.chmod(0o644)
+
+
 if __name__ == "__main__":
     OUT.mkdir(exist_ok=True)
     dequantize_fixture(np.random.default_rng(1))
     gguf_fixtures(np.random.default_rng(2))
+    fuzz_seeds(np.random.default_rng(3))
