@@ -220,8 +220,8 @@ OPTIONS = [
     {"add_generation_prompt": True, "kwargs": {"enable_thinking": True, "tools_in_user_message": False}, "tools": TOOLS},
     {"add_generation_prompt": False, "continue_final_message": True},
 ]
-# DeepSeek-V3's official template drops the calls of a message that also has text; the built-in one keeps them.
-SKIPPED = {("deepseek_v3", "call_text"), ("deepseek_v3", "call_reasoning")}
+# DeepSeek's official templates drop the calls of a message that also has text; the built-in ones keep them.
+SKIPPED = {(name, chat) for name in ("deepseek_v3", "deepseek_r1") for chat in ("call_text", "call_reasoning")}
 DATED = {"llama3.2"}  # templates that read the clock unless told the date
 
 
