@@ -95,6 +95,7 @@ struct LatencyOptions : OfflineOptions {
   void declare(ArgParser& parser) {
     model.declare_model(parser, false);
     model.declare_engine(parser);
+    model.declare_seed(parser);
     parser.group("Benchmark");
     data.input_len = 32;
     declare_data(parser);
@@ -114,6 +115,7 @@ struct LatencyOptions : OfflineOptions {
     data.num_prompts = batch_size;
     std::vector<double> totals, first, per_token;
     const auto requests = make_bench_requests(data, *serving.tokenizer, 0);
+    model.engine.seed = static_cast<uint64_t>(model.seed);
     Engine engine(std::move(serving.loaded), serving.tokenizer, model.engine);
     for (int64_t i = -num_iters_warmup; i < num_iters; ++i) {
       const BatchTimes times = run_batch(engine, requests, "", true);
@@ -157,6 +159,7 @@ struct ThroughputOptions : OfflineOptions {
   void declare(ArgParser& parser) {
     model.declare_model(parser, false);
     model.declare_engine(parser);
+    model.declare_seed(parser);
     parser.group("Benchmark");
     declare_data(parser);
     parser.add("dataset_name", &data.dataset, "Where prompts come from.", {"dataset"});
@@ -175,6 +178,7 @@ struct ThroughputOptions : OfflineOptions {
                               ? model.engine.max_model_len
                               : serving.loaded.model->info().max_position;
     const auto requests = make_bench_requests(data, *serving.tokenizer, limit);
+    model.engine.seed = static_cast<uint64_t>(model.seed);
     Engine engine(std::move(serving.loaded), serving.tokenizer, model.engine);
     const BatchTimes times = run_batch(engine, requests, "requests", false);
     const double n = static_cast<double>(requests.size());

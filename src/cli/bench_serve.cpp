@@ -119,6 +119,7 @@ struct BenchServeOptions {
                "File for the results and every request's times, as JSON.");
     parser.add("quiet", &quiet, "No progress bar.");
     model.declare_model(parser, false);
+    model.declare_seed(parser);
     parser.example(
         "reft bench serve --port 8888 --num-prompts 100 --input-len 512 --output-len 128 "
         "--max-concurrency 8",
@@ -398,6 +399,7 @@ struct BenchServeOptions {
     check(burstiness > 0, "--burstiness must be positive, got {}", burstiness);
     const std::string name = served_model_name.empty() ? first_model() : served_model_name;
     const auto tokenizer = model.load_tokenizer_for(model.resolve_path());
+    data.seed = static_cast<uint64_t>(model.seed);
     const auto requests = make_bench_requests(data, *tokenizer, int64_t{1} << 40);
     HttpClient client;
     for (int64_t i = 0; i < num_warmups; ++i) {

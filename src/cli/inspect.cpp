@@ -30,6 +30,7 @@ struct InspectOptions {
   void declare(ArgParser& parser) {
     model.declare_model(parser, true);
     model.declare_engine(parser);
+    model.declare_seed(parser);
     parser.group("Output");
     parser.add("ops", &ops, "Only the table of ops and the devices that have them.");
     parser.add("parameters", &parameters, "List every parameter with its shape.");

@@ -74,8 +74,6 @@ void ModelFlags::declare_model(ArgParser& parser, bool positional) {
   parser.choices("device", {"auto", "cpu"});
   parser.add("threads", &threads, "Compute threads of the CPU backend; 0: one per usable core.",
              {"t"});
-  parser.add("seed", reinterpret_cast<int64_t*>(&engine.seed),
-             "Seed for requests that bring none.");
   parser.ignored("trust_remote_code", "no remote code is ever run", false);
   parser.ignored("tokenizer_mode", "there is one tokenizer");
   parser.ignored("enforce_eager", "there are no graphs to capture on the CPU", false);
@@ -114,6 +112,10 @@ void ModelFlags::declare_engine(ArgParser& parser) {
   parser.ignored("max_seq_len_to_capture", "there are no graphs to capture on the CPU");
 }
 
+void ModelFlags::declare_seed(ArgParser& parser) {
+  parser.add("seed", &seed, "Seed for requests that bring none.");
+}
+
 std::string ModelFlags::resolve_path() const {
   if (model.empty()) {
     const std::string path = default_model_path();
@@ -147,7 +149,7 @@ ServingModel ModelFlags::load() const {
   LoadOptions options;
   options.dtype = dtype == "float" ? "float32" : dtype == "half" ? "float16" : dtype;
   options.load_format = load_format == "dummy" ? "dummy" : "auto";
-  options.seed = engine.seed;
+  options.seed = static_cast<uint64_t>(seed);
   options.max_model_len = engine.max_model_len;
   options.quiet = quiet;
   out.loaded = load_model(out.path, options);

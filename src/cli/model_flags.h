@@ -32,12 +32,15 @@ struct ModelFlags {
   std::string load_format = "auto";
   std::string chat_template;
   int64_t threads = 0;
+  int64_t seed = 0;
   bool quiet = false;
   EngineOptions engine;
 
   // `positional` adds MODEL as the first argument too.
   void declare_model(ArgParser& parser, bool positional);
   void declare_engine(ArgParser& parser);
+  // --seed, where sampling flags do not have one of their own.
+  void declare_seed(ArgParser& parser);
 
   // Sets the compute threads, finds (or downloads) and loads the model. Without --model: the
   // default model.

@@ -28,6 +28,7 @@ struct ServeOptions {
   void declare(ArgParser& parser) {
     model.declare_model(parser, true);
     model.declare_engine(parser);
+    model.declare_seed(parser);
     parser.group("Server");
     parser.add("host", &server.host, "Address to listen on.");
     parser.add("port", &port, "Port to listen on; 0 takes a free one.", {"p"});
@@ -108,6 +109,7 @@ struct ServeOptions {
     }
     server.model_path = model.model.empty() ? serving.path : model.model;
     server.chat_template = serving.chat_template;
+    model.engine.seed = static_cast<uint64_t>(model.seed);
     Engine engine(std::move(serving.loaded), serving.tokenizer, model.engine);
     log_info("Serve", "Init engine (load model, create KV cache) took {:.2f} seconds",
              std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());

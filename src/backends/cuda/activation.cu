@@ -17,7 +17,7 @@ __device__ __forceinline__ float activate(float x, Activation activation) {
     case Activation::kGeluErf:
       return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
     case Activation::kRelu:
-      return fmaxf(x, 0.0f);
+      return x < 0.0f ? 0.0f : x;  // keeps NaN
   }
   return x;
 }

@@ -119,16 +119,17 @@ constexpr size_t shared_bytes() {
   return 4 * tile_bytes<T, kDim>() + size_t{kDecode ? 16 : 16 * kWarps} * (kDim + 8) * sizeof(T);
 }
 
-// Queues the copy of keys [key0, key0 + 64) of one head into a tile; keys past `end` become zeros.
+// Queues the copy of keys [key0, key0 + 64) of one head into a tile. Keys outside [begin, end)
+// become zeros: what lies behind a window may be gone from the block table.
 template <class T, int kDim>
 __device__ __forceinline__ void load_tile(T* tile, const T* cache, const AttentionShape& s,
                                           const int32_t* table, int kv_head, int64_t key0,
-                                          int64_t end) {
+                                          int64_t begin, int64_t end) {
   constexpr int kChunks = kDim / 8;
   for (int i = threadIdx.x; i < kTileKeys * kChunks; i += kThreads) {
     const int row = i / kChunks, chunk = i % kChunks;
     const int64_t key = key0 + row;
-    const bool inside = key < end;
+    const bool inside = key >= begin && key < end;
     const T* from = inside ? cache + key_offset(s, table, kv_head, key) + chunk * 8 : cache;
     cp_async_16(tile + row * (kDim + 8) + chunk * 8, from, inside ? 16 : 0);
   }
@@ -310,8 +311,8 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t last_token = min(row0 + kRows, num_rows) - 1;
   const int64_t key_limit = context - query_len + last_token / group + 1;
   const int64_t first_position = context - query_len + first_token;
-  int64_t key_begin =
-      s.window > 0 ? max(int64_t{0}, first_position - s.window + 1) / kTileKeys * kTileKeys : 0;
+  const int64_t first_key = s.window > 0 ? max(int64_t{0}, first_position - s.window + 1) : 0;
+  int64_t key_begin = first_key / kTileKeys * kTileKeys;
   int64_t key_end = key_limit;
   if (kDecode && s.num_splits > 1) {
     const int64_t tiles_all = (key_end - key_begin + kTileKeys - 1) / kTileKeys;
@@ -332,18 +333,18 @@ __global__ void __launch_bounds__(kThreads)
 
   const auto stage = [&](int i) { return tiles + i * 2 * kTileKeys * kStride; };
   if (key_begin < key_end) {
-    load_tile<T, kDim>(stage(0), k_cache, s, table, kv_head, key_begin, key_end);
+    load_tile<T, kDim>(stage(0), k_cache, s, table, kv_head, key_begin, first_key, key_end);
     load_tile<T, kDim>(stage(0) + kTileKeys * kStride, v_cache, s, table, kv_head, key_begin,
-                       key_end);
+                       first_key, key_end);
   }
   cp_async_commit();
   int current = 0;
   for (int64_t key = key_begin; key < key_end; key += kTileKeys) {
     const int64_t next = key + kTileKeys;
     if (next < key_end) {
-      load_tile<T, kDim>(stage(1 - current), k_cache, s, table, kv_head, next, key_end);
+      load_tile<T, kDim>(stage(1 - current), k_cache, s, table, kv_head, next, first_key, key_end);
       load_tile<T, kDim>(stage(1 - current) + kTileKeys * kStride, v_cache, s, table, kv_head, next,
-                         key_end);
+                         first_key, key_end);
     }
     cp_async_commit();
     cp_async_wait<1>();

@@ -46,10 +46,8 @@ __global__ void qk_norm_rope_cache_kernel_cuda(T* __restrict__ q, const T* __res
     const float scale = rsqrtf(warp_sum(squares) / static_cast<float>(s.head_dim) + s.eps);
     for (int64_t i = lane; i < s.head_dim; i += 32) {
       const float normalised = x[i] * scale;
-      x[i] = s.kind == NormKind::kPlain
-                 ? as_float(as<T>(as_float(as<T>(normalised)) * weight[i]))
-                 : as_float(as<T>(normalised *
-                                  (s.kind == NormKind::kOnePlus ? 1.0f + weight[i] : weight[i])));
+      // Not rounded between the norm and the rotation: fewer roundings than composed ops would do.
+      x[i] = normalised * (s.kind == NormKind::kOnePlus ? 1.0f + weight[i] : weight[i]);
     }
   }
   __syncwarp();
