@@ -33,7 +33,8 @@ constexpr size_t kPipelineBytes = 64 << 10;  // read ahead while an answer is be
 constexpr size_t kDiscardableBody =
     1 << 20;  // a refused request's body that is worth reading for keep-alive
 constexpr double kSlowestBytesPerSecond = 16 << 10;  // a body may take so long
-constexpr std::chrono::seconds kLingerTime{3};
+constexpr std::chrono::milliseconds kLingerTime{3000};
+constexpr std::chrono::milliseconds kLingerTimeDraining{300};
 constexpr std::chrono::seconds kWriteStallTime{120};
 
 Clock::duration seconds(double value) {
@@ -511,11 +512,10 @@ void Connection::begin_stream() {
 void Connection::write_events(std::string_view events) {
   if (state_ != State::kAnswering || events.empty()) return;
   begin_stream();
-  if (out_.size() + (in_flight_.size() - in_flight_offset_) + events.size() >
-      static_cast<size_t>(options_.max_stream_buffer_bytes)) {
-    log_warning("Serve",
-                "a streaming client reads too slowly: {} bytes are waiting; request {} is aborted",
-                out_.size(), request_.request_id);
+  const size_t waiting = out_.size() + in_flight_.size() - in_flight_offset_;
+  if (waiting > static_cast<size_t>(options_.max_stream_buffer_bytes)) {
+    log_warning("Serve", "request {} is aborted: its client reads too slowly, {} bytes wait for it",
+                request_.request_id, waiting);
     return on_client_gone();
   }
   if (http_1_0_) {
@@ -594,7 +594,7 @@ void Connection::linger() {
   error_code ec;
   socket_.shutdown(StreamSocket::shutdown_send, ec);
   if (ec) return close();
-  set_deadline(Clock::now() + kLingerTime);
+  set_deadline(Clock::now() + (pool_.draining() ? kLingerTimeDraining : kLingerTime));
   struct Discard {
     std::shared_ptr<Connection> self;
     void operator()(error_code error, size_t n) {

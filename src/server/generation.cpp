@@ -40,6 +40,7 @@ void Generation::start(std::vector<std::vector<int32_t>> prompts) {
     if (auto self = weak.lock()) self->abort_all();
   });
   if (fields_.stream) exchange_->expect_stream();
+  if (context_.options.log_requests) log_request();
   const auto self = shared_from_this();
   for (size_t i = 0; i < prompts_.size(); ++i) {
     GenerationRequest request;
@@ -50,7 +51,15 @@ void Generation::start(std::vector<std::vector<int32_t>> prompts) {
     // seed: that is what a seed means, so it stays as it is.
     request.priority = fields_.priority;
     request.cache_salt = fields_.cache_salt;
-    request.on_update = [self, i](GenerationUpdate&& update) { self->push(i, std::move(update)); };
+    // The engine may keep the function longer than the request: the last update lets go of the
+    // generation.
+    request.on_update = [self = std::shared_ptr<Generation>(self), i,
+                         left = fields_.params.n](GenerationUpdate&& update) mutable {
+      if (self == nullptr) return;
+      const bool last = update.finish_reason != FinishReason::kNone && --left == 0;
+      self->push(i, std::move(update));
+      if (last) self.reset();
+    };
     const std::string engine_id = request.id;
     {
       const std::lock_guard lock(mutex_);
@@ -73,6 +82,18 @@ void Generation::start(std::vector<std::vector<int32_t>> prompts) {
     }
     if (aborted) context_.engine.abort(engine_id);
   }
+}
+
+void Generation::log_request() const {
+  size_t prompt_tokens = 0;
+  for (const auto& prompt : prompts_) prompt_tokens += prompt.size();
+  const SamplingParams& p = fields_.params;
+  log_info("Serve",
+           "request {}: {} prompts with {} tokens, n {}, max_tokens {}, temperature {}, top_p {}, "
+           "top_k {}, min_p {}, seed {}, {} stop strings, stream {}",
+           id_, prompts_.size(), prompt_tokens, p.n, p.max_tokens.value_or(0), p.temperature,
+           p.top_p, p.top_k, p.min_p, p.seed ? std::to_string(*p.seed) : "random", p.stop.size(),
+           fields_.stream);
 }
 
 void Generation::abort_all() {

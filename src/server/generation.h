@@ -61,6 +61,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
   void drain();
   void fail(int status, std::string_view message);
   void abort_all();
+  void log_request() const;
 
   std::mutex mutex_;
   std::vector<std::pair<size_t, GenerationUpdate>> queue_;

@@ -113,9 +113,9 @@ RequestContext make_request_context(const Engine& engine,
 struct Server::State {
   State(Engine& engine_ref, std::shared_ptr<const Tokenizer> tokenizer, ServerOptions options)
       : context{.engine = engine_ref, .options = std::move(options)},
-        workers(static_cast<size_t>(std::max(1, context.options.worker_threads))),
         app(context, workers),
         pool(app, context.options, connection_limit(context.options.max_connections)),
+        workers(static_cast<size_t>(std::max(1, context.options.worker_threads))),
         acceptor(asio::make_strand(io)),
         signals(io),
         drain_timer(acceptor.get_executor()),
@@ -129,11 +129,13 @@ struct Server::State {
                     model.num_parameters, model.weight_bytes, engine_ref.options().kv_cache_dtype));
   }
 
+  // In this order, because handlers that io or the workers still hold end in the pool and the
+  // context.
   ServeContext context;
-  asio::io_context io;
-  asio::thread_pool workers;
   App app;
   ConnectionPool pool;
+  asio::io_context io;
+  asio::thread_pool workers;
   Acceptor acceptor;
   asio::signal_set signals;
   asio::steady_timer drain_timer, stats_timer, accept_timer;
@@ -326,10 +328,6 @@ void Server::run() {
   }
   state.accept();
   if (state.context.options.log_stats) state.schedule_stats();
-  log_info("Serve", "HTTP server listening on {} ...",
-           state.context.options.uds.empty()
-               ? fmt::format("{}:{}", state.context.options.host, state.port)
-               : state.address);
   if (state.stop_calls > 0) asio::post(state.acceptor.get_executor(), [&] { state.on_stop(); });
   const auto serve = [&state] {
     for (;;) {

@@ -54,7 +54,7 @@ struct ServerOptions {
       4 << 20;  // unsent bytes of a slow reader, beyond which it is aborted
   double shutdown_timeout_seconds =
       30;                      // how long running requests may go on after SIGTERM or stop()
-  int64_t max_n = 128;         // outputs of one request (n, best_of)
+  int64_t max_n = 1024;        // outputs of one request (n, best_of)
   int64_t max_logprobs = 20;   // alternatives per token; −1: the vocabulary
   bool handle_signals = true;  // SIGTERM, SIGINT: drain and stop; a second one: now
 
@@ -87,7 +87,8 @@ struct ServerOptions {
 class Server {
  public:
   // `engine` must outlive the server; `tokenizer` may be null: then only token ids go in and out.
-  // Binds and listens. Throws Error naming the address or the option at fault.
+  // Binds and listens (the caller logs the address). Throws Error naming the address or the option
+  // at fault.
   Server(Engine& engine, std::shared_ptr<const Tokenizer> tokenizer, ServerOptions options);
   ~Server();
   Server(const Server&) = delete;
