@@ -64,7 +64,7 @@ struct Avx2Integer : Avx2 {
 constexpr KernelTable make_table() {
   KernelTable table{.name = "avx2"};
   fill_float_layouts<Avx2, 6>(table);
-  fill_integer_layouts<Avx2Integer, 4>(table);
+  fill_integer_layouts<Avx2Integer, 3>(table);
   return table;
 }
 

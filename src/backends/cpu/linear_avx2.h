@@ -46,7 +46,8 @@ struct Avx2 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(load_bytes(at), 16));
   }
   static F load_bf16_odd(const std::byte* at) {
-    return _mm256_castsi256_ps(_mm256_and_si256(load_bytes(at), _mm256_set1_epi32(-0x10000)));
+    // Not a mask, which would take the sixteenth register.
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_srli_epi32(load_bytes(at), 16), 16));
   }
 
   static B load_bytes(const std::byte* at) {
