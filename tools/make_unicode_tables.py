@@ -69,7 +69,8 @@ def main():
     punct = removed_by(lambda s: "".join(t for t, _ in punctuation.pre_tokenize_str(s)))
     bert = dict(handle_chinese_chars=False, lowercase=False)
     nonspacing = removed_by(normalizers.BertNormalizer(clean_text=False, strip_accents=True, **bert).normalize_str)
-    control = removed_by(normalizers.BertNormalizer(clean_text=True, strip_accents=False, **bert).normalize_str)
+    clean = normalizers.BertNormalizer(clean_text=True, strip_accents=False, **bert).normalize_str
+    control = {c for c in removed_by(clean) if clean(chr(c)) == ""}  # the others became spaces
     combining = removed_by(normalizers.StripAccents().normalize_str)
     lower = normalizers.Lowercase()
     # Python's own tables stand in for an older Unicode; where the library differs the pair is listed.
@@ -110,7 +111,12 @@ def main():
     out.append(f"const uint32_t kCategoryRunsData[] = {{{', '.join(hex(s) for s in starts)}}};\n"
                "const std::span<const uint32_t> kCategoryRuns = kCategoryRunsData;\n")
     ascii_symbols = {c for c in range(128) if cat[c][0] == "S"}
-    for name, got, base in [("kOnigWordDiff", onig_word, base_word), ("kRustWordDiff", rust_word, base_word),
+    posix = {name: regex_class(f"[[:{name}:]]") for name in ("alpha", "upper", "lower")}
+    letters = general("L") | {c for c in CPS if cat[c] == "Nl"}
+    for name, got, base in [("kAlphabeticDiff", posix["alpha"], letters),
+                            ("kUpperDiff", posix["upper"], {c for c in CPS if cat[c] == "Lu"}),
+                            ("kLowerDiff", posix["lower"], {c for c in CPS if cat[c] == "Ll"}),
+                            ("kOnigWordDiff", onig_word, base_word), ("kRustWordDiff", rust_word, base_word),
                             ("kNumericDiff", numeric, general("N")),
                             ("kPunctuationDiff", punct, general("P") | ascii_symbols),
                             ("kNonspacingDiff", nonspacing, {c for c in CPS if cat[c] == "Mn"}),

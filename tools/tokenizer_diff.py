@@ -21,7 +21,7 @@ SNIPPETS = ["hello", "Hello", "HELLO", "don't", "DON'T", "I'Ve", "we'LL", "x'ſ"
             "!!!", "...", "…", "--", "—", "/", "//", "/*", "*/", "</p>", "<b>", "<think>", "</think>", "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<s>", "</s>",
             "<bos>", "<eos>", "<pad>", "<unk>", "<0x0A>", "[UNK]", "[CLS]", "[MASK]", "▁", "▁▁", "Ġ", "Ċ", "##ing", "ing", "walking", "walked", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
             "<｜begin▁of▁sentence｜>", "<｜tool▁sep｜>", "<unused5>", "<start_of_turn>", "<|begin_of_text|>", "<|eot_id|>", "<|start|>", "A", "b", "Ⴀ", "Ა", "ǅ", "ʰ", "ª", "ꟊ",
-            "\u1c89", "\U00010d50", "\U0001e5d0", "\u0897", "𝒜", "㍻", "㋿", "Ω", "K", "①", "™", "\U00011935\U00011930", "$", "+", "<", "=", "€", "·"]
+            "\u1c89", "\U00010d50", "\U0001e5d0", "\u0897", "𝒜", "㍻", "㋿", "\u2126", "\u212a", "\u212b", "A\u030a", "e\u0301", "e\u0301\u0323", "\u1100\u1161\u11a8", "\u0958", "\u1e69", "\u0133", "\ufb03", "\U0002f81a", "\uf900", "①", "™", "\U00011935\U00011930", "$", "+", "<", "=", "€", "·"]
 
 
 def random_text(rng, tokenizer_bits):

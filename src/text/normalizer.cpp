@@ -95,17 +95,16 @@ class Replace final : public Normalizer {
   Replace(std::unique_ptr<Matcher> matcher, std::string content)
       : matcher_(std::move(matcher)), content_(std::move(content)) {}
   bool apply(std::string_view text, std::string& out, bool& cut_start) const override {
-    size_t copied = 0, from = 0, begin = 0, end = 0;
+    size_t copied = 0;
     bool changed = false;
     out.clear();
-    while (from <= text.size() && matcher_->find(text, from, begin, end)) {
+    for_each_match(*matcher_, text, [&](size_t begin, size_t end) {
       changed = true;
       if (begin == 0 && content_.empty() && end > 0) cut_start = true;
       out.append(text.substr(copied, begin - copied));
       out += content_;
       copied = end;
-      from = end > begin ? end : end + (end < text.size() ? unicode::length(text[end]) : 1);
-    }
+    });
     if (!changed) return false;
     out.append(text.substr(copied));
     return true;
@@ -236,7 +235,7 @@ std::unique_ptr<Normalizer> make_bert(const Json& config) {
 class Precompiled final : public Normalizer {
  public:
   explicit Precompiled(std::string_view blob) : map_(blob) {}
-  bool apply(std::string_view text, std::string& out, bool& cut_start) const override {
+  bool apply(std::string_view text, std::string& out, bool&) const override {
     out.clear();
     out.reserve(text.size() + 16);
     bool changed = false;
@@ -257,7 +256,6 @@ class Precompiled final : public Normalizer {
           i += c.size();
         }
       }
-      if (out.empty()) cut_start = true;
     }
     return changed;
   }

@@ -137,13 +137,12 @@ struct MatchParts {
   std::shared_ptr<const Matcher> matcher;
   bool invert = false;
   void operator()(std::string_view text, std::vector<Match>& out) const {
-    size_t done = 0, from = 0, begin = 0, end = 0;
-    while (from <= text.size() && matcher->find(text, from, begin, end)) {
+    size_t done = 0;
+    for_each_match(*matcher, text, [&](size_t begin, size_t end) {
       if (begin > done) out.push_back({uint32_t(done), uint32_t(begin), invert});
       out.push_back({uint32_t(begin), uint32_t(end), !invert});
       done = end;
-      from = end > begin ? end : end + (end < text.size() ? unicode::length(text[end]) : 1);
-    }
+    });
     if (done < text.size()) out.push_back({uint32_t(done), uint32_t(text.size()), invert});
   }
 };
@@ -157,16 +156,15 @@ class SplitIsolated final : public PreTokenizer {
     out.reserve(pieces.spans.size() + pieces.text.size() / 4);
     for (const auto& span : pieces.spans) {
       const std::string_view text = pieces.piece(span);
-      size_t done = 0, from = 0, begin = 0, end = 0;
+      size_t done = 0;
       auto add = [&](size_t b, size_t e) {
         if (b < e) out.push_back({span.begin + uint32_t(b), span.begin + uint32_t(e)});
       };
-      while (from < text.size() && matcher_->find(text, from, begin, end)) {
+      for_each_match(*matcher_, text, [&](size_t begin, size_t end) {
         add(done, begin);
         add(begin, end);
         done = end;
-        from = end > begin ? end : end + (end < text.size() ? unicode::length(text[end]) : 1);
-      }
+      });
       add(done, text.size());
     }
     pieces.spans = std::move(out);

@@ -28,18 +28,6 @@ std::string class_of(const Ranges& ranges) {
   return out + "]";
 }
 
-// Ranges of one character, both cases, for a class under (?i).
-void add_folded(Ranges& ranges) {
-  Ranges extra;
-  for (uint32_t c = 'a'; c <= 'z'; ++c) {
-    for (const auto& [first, last] : ranges) {
-      if (c >= first && c <= last) extra.emplace_back(c - 32, c - 32);
-      if (c - 32 >= first && c - 32 <= last) extra.emplace_back(c, c);
-    }
-  }
-  ranges = unicode::unite(ranges, extra);
-}
-
 class Translator {
  public:
   explicit Translator(const std::string& pattern) : in_(pattern) {}
@@ -197,19 +185,37 @@ class Translator {
     atom_.reset();
   }
 
+  // Outside of brackets \w also holds the superscripts and fractions of Latin-1.
+  static Ranges wide_word() {
+    return unicode::unite(unicode::word_ranges(), {{0xB2, 0xB3}, {0xB9, 0xB9}, {0xBC, 0xBE}});
+  }
+
+  // \b and \B by that class.
+  void word_border(bool negate) {
+    const std::string word = class_of(wide_word());
+    const std::string inside = "(?<=" + word + ")", outside = "(?<!" + word + ")";
+    const std::string ahead = "(?=" + word + ")", not_ahead = "(?!" + word + ")";
+    out_ += "(?:" + inside + (negate ? ahead : not_ahead) + "|" + outside +
+            (negate ? not_ahead : ahead) + ")";
+    i_ += 2;
+    atom_.reset();
+  }
+
   void escape() {
     if (i_ + 1 >= in_.size()) bad("pattern ends in a backslash");
     const char c = in_[i_ + 1];
-    if (auto ranges = class_escape()) {
+    if (auto ranges = class_escape(false)) {
       atom(set_text(*ranges));
       return;
     }
     switch (c) {
+      case 'b':
+      case 'B':
+        word_border(c == 'B');
+        return;
       case 'A':
       case 'z':
       case 'Z':
-      case 'b':
-      case 'B':
       case 'G':
         out_ += '\\';
         out_ += c;
@@ -245,7 +251,7 @@ class Translator {
 
   // \p{…}, \P{…}, \s, \w, \d, \h and their negations, with i_ moved behind them; nothing for other
   // escapes.
-  std::optional<Ranges> class_escape() {
+  std::optional<Ranges> class_escape(bool in_class) {
     const char c = in_[i_ + 1];
     Ranges out;
     bool negate = false;
@@ -280,7 +286,7 @@ class Translator {
         break;
       case 'w':
       case 'W':
-        out = unicode::word_ranges();
+        out = in_class ? unicode::word_ranges() : wide_word();
         negate = c == 'W';
         break;
       case 'd':
@@ -378,13 +384,13 @@ class Translator {
       }
       if (in_.compare(i_, 2, "&&") == 0) {
         i_ += 2;
-        result = unicode::intersect(result, current);
+        result = unicode::intersect(result, fold_ ? unicode::fold_case(current) : current);
         current.clear();
         continue;
       }
       if (c == '\\') {
         if (i_ + 1 >= in_.size()) bad("pattern ends in a backslash");
-        if (auto set = class_escape()) {
+        if (auto set = class_escape(true)) {
           current = unicode::unite(current, *set);
           continue;
         }
@@ -393,7 +399,7 @@ class Translator {
       uint32_t high = low;
       if (i_ + 1 < in_.size() && in_[i_] == '-' && in_[i_ + 1] != ']' && in_[i_ + 1] != '[') {
         const size_t dash = i_++;
-        if (in_[i_] == '\\' && i_ + 1 < in_.size() && class_escape()) {
+        if (in_[i_] == '\\' && i_ + 1 < in_.size() && class_escape(true)) {
           i_ = dash;  // "a-\w": a, '-' and the class
           current = unicode::unite(current, {{low, low}, {'-', '-'}});
           ++i_;
@@ -405,7 +411,7 @@ class Translator {
       current = unicode::unite(current, {{low, high}});
     }
     ++i_;
-    if (fold_) add_folded(current);
+    if (fold_) current = unicode::fold_case(current);
     result = unicode::intersect(result, current);
     return negate ? unicode::complement(result) : result;
   }
@@ -443,17 +449,15 @@ class Translator {
     } else if (name == "digit") {
       out = property("Nd");
     } else if (name == "upper") {
-      out = property("Lu");
+      out = unicode::upper_ranges();
     } else if (name == "lower") {
-      out = property("Ll");
+      out = unicode::lower_ranges();
     } else if (name == "alpha") {
-      out = unicode::unite(property("L"), property("Nl"));
+      out = unicode::alphabetic_ranges();
     } else if (name == "alnum") {
-      out = unicode::unite(unicode::unite(property("L"), property("Nl")), property("Nd"));
+      out = unicode::unite(unicode::alphabetic_ranges(), property("Nd"));
     } else if (name == "punct") {
-      out = unicode::unite(
-          property("P"),
-          {{'$', '$'}, {'+', '+'}, {'<', '>'}, {'^', '^'}, {'`', '`'}, {'|', '|'}, {'~', '~'}});
+      out = unicode::unite(property("P"), property("S"));
     } else if (name == "xdigit") {
       out = {{'0', '9'}, {'A', 'F'}, {'a', 'f'}};
     } else if (name == "cntrl") {

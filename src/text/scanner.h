@@ -16,6 +16,22 @@ class Matcher {
   virtual bool find(std::string_view text, size_t start, size_t& begin, size_t& end) const = 0;
 };
 
+// Calls found(begin, end) for the matches of a text in order; an empty match right behind the one
+// before is none.
+template <class F>
+void for_each_match(const Matcher& matcher, std::string_view text, F&& found) {
+  size_t from = 0, last = std::string_view::npos, begin = 0, end = 0;
+  while (from <= text.size() && matcher.find(text, from, begin, end)) {
+    if (begin == end && last == end) {
+      if (++from > text.size()) return;
+      while (from < text.size() && (static_cast<unsigned char>(text[from]) & 0xC0) == 0x80) ++from;
+      continue;
+    }
+    from = last = end;
+    found(begin, end);
+  }
+}
+
 // A scanner when `pattern` is a known one, a compiled Regex otherwise. Throws Error for a bad
 // pattern.
 std::unique_ptr<Matcher> make_matcher(const std::string& pattern);

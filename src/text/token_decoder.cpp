@@ -173,13 +173,12 @@ class ReplaceLink final : public Link {
  private:
   std::string replaced(std::string_view text) const {
     std::string out;
-    size_t copied = 0, from = 0, begin = 0, end = 0;
-    while (from < text.size() && matcher_->find(text, from, begin, end)) {
+    size_t copied = 0;
+    for_each_match(*matcher_, text, [&](size_t begin, size_t end) {
       out += text.substr(copied, begin - copied);
       out += content_;
       copied = end;
-      from = end > begin ? end : end + (end < text.size() ? unicode::length(text[end]) : 1);
-    }
+    });
     out += text.substr(copied);
     return out;
   }

@@ -414,7 +414,42 @@ bool property(std::string_view name, Ranges& out) {
 Ranges word_ranges() {
   uint32_t mask = 1u << kNd | 1u << kNl | 1u << kPc;
   for (int i = kLu; i <= kMe; ++i) mask |= 1u << i;
-  return exclusive_or(categories(mask), from_table(kOnigWordDiff));
+  const Ranges latin1 = {{0xB2, 0xB3}, {0xB9, 0xB9}, {0xBC, 0xBE}};
+  return intersect(exclusive_or(categories(mask), from_table(kOnigWordDiff)), complement(latin1));
+}
+
+Ranges alphabetic_ranges() {
+  const uint32_t letters = 1u << kLu | 1u << kLl | 1u << kLt | 1u << kLm | 1u << kLo | 1u << kNl;
+  return exclusive_or(categories(letters), from_table(kAlphabeticDiff));
+}
+
+Ranges upper_ranges() { return exclusive_or(categories(1u << kLu), from_table(kUpperDiff)); }
+
+Ranges lower_ranges() { return exclusive_or(categories(1u << kLl), from_table(kLowerDiff)); }
+
+Ranges fold_case(const Ranges& ranges) {
+  // Pairs beyond the lower-case mapping: long s, micro sign, final sigma, the Greek symbol forms.
+  static constexpr std::pair<uint32_t, uint32_t> kMore[] = {
+      {0x17F, 's'},    {0x17F, 'S'},    {0x212A, 'K'},  {0xB5, 0x3BC},  {0xB5, 0x39C},
+      {0x3C2, 0x3C3},  {0x3C2, 0x3A3},  {0x3D0, 0x3B2}, {0x3D1, 0x3B8}, {0x3D5, 0x3C6},
+      {0x3D6, 0x3C0},  {0x3F0, 0x3BA},  {0x3F1, 0x3C1}, {0x3F5, 0x3B5}, {0x1E9B, 0x1E61},
+      {0x1FBE, 0x3B9}, {0x2126, 0x3A9}, {0x212B, 0xC5}};
+  auto contains = [&](uint32_t c) {
+    auto it = std::upper_bound(ranges.begin(), ranges.end(), c,
+                               [](uint32_t x, const auto& r) { return x < r.first; });
+    return it != ranges.begin() && c <= std::prev(it)->second;
+  };
+  Ranges extra;
+  auto pair = [&](uint32_t a, uint32_t b) {
+    if (contains(a)) extra.emplace_back(b, b);
+    if (contains(b)) extra.emplace_back(a, a);
+  };
+  for (const LowercaseRun& run : kLowercase) {
+    for (uint32_t c = run.first; c <= run.last; c += run.step)
+      pair(c, uint32_t(int32_t(c) + run.distance));
+  }
+  for (const auto& [a, b] : kMore) pair(a, b);
+  return unite(ranges, extra);
 }
 
 Ranges space_ranges() { return from_table(kSpace); }

@@ -128,7 +128,13 @@ void append_lower(std::string& out, uint32_t c);
 using Ranges = std::vector<std::pair<uint32_t, uint32_t>>;
 // Class by its property name ("L", "Lu", "Han", "Letter", …); false when unknown.
 bool property(std::string_view name, Ranges& out);
-Ranges word_ranges();   // \w of Oniguruma
+// [[:alpha:]], [[:upper:]], [[:lower:]] of Oniguruma.
+Ranges alphabetic_ranges();
+Ranges upper_ranges();
+Ranges lower_ranges();
+// Adds the other case of each member.
+Ranges fold_case(const Ranges& ranges);
+Ranges word_ranges();   // \w of Oniguruma inside brackets
 Ranges space_ranges();  // \s
 Ranges complement(const Ranges& ranges);
 Ranges unite(const Ranges& a, const Ranges& b);

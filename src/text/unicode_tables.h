@@ -17,6 +17,7 @@ struct LowercaseRun {
 // Runs of one general category: code point << 8 | Category, up to the next entry.
 extern const std::span<const uint32_t> kCategoryRuns;
 // Where a class differs from the general categories that define it nearly.
+extern const std::span<const CodePointRange> kAlphabeticDiff, kUpperDiff, kLowerDiff;
 extern const std::span<const CodePointRange> kOnigWordDiff, kRustWordDiff, kNumericDiff,
     kPunctuationDiff, kNonspacingDiff, kControlDiff, kCombiningDiff;
 extern const std::span<const CodePointRange> kSpace, kHan;
