@@ -12,7 +12,13 @@ namespace reft {
 // The rotary table for the longest sequence that will be served, on the device.
 inline Tensor build_rope(const RopeParameters& rope, const DecoderConfig& config,
                          const LoadOptions& options) {
+  constexpr double kMaxBytes = 4e9;
   const int64_t positions = options.max_model_len > 0 ? options.max_model_len : config.max_position;
+  const double bytes = 4.0 * static_cast<double>(positions) * static_cast<double>(rope.rotary_dim);
+  check(
+      bytes <= kMaxBytes,
+      "config.json: max_position_embeddings is {}: rotary tables of {:.1f} GB; set --max_model_len",
+      positions, bytes / 1e9);
   return rope_table(rope, positions).to(options.device);
 }
 

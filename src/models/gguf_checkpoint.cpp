@@ -199,12 +199,19 @@ void add_gemma_keys(Json& config, const GgufReader& gguf, const std::string& arc
 
 Json read_config(const GgufReader& gguf, const GgufFamily& family, const std::string& path) {
   const std::string arch = family.name;
-  const auto size = [&](const char* key) { return gguf.require<int64_t>(arch + "." + key); };
+  const auto size = [&](const char* key) {
+    const auto value = gguf.require<int64_t>(arch + "." + key);
+    check(value > 0 && value < (int64_t{1} << 31), "{}: {}.{} is {}, out of range", path, arch, key,
+          value);
+    return value;
+  };
   Json config;
   config["architectures"] = Json::array({family.architecture});
   config["model_type"] = arch == "gemma3" ? "gemma3_text" : arch;
   config["hidden_size"] = size("embedding_length");
   config["num_hidden_layers"] = size("block_count");
+  check(size("block_count") <= 10000, "{}: {}.block_count is {}, out of range", path, arch,
+        size("block_count"));
   config["intermediate_size"] = size("feed_forward_length");
   config["num_attention_heads"] = size("attention.head_count");
   config["num_key_value_heads"] =
@@ -215,7 +222,6 @@ Json read_config(const GgufReader& gguf, const GgufFamily& family, const std::st
 
   const int64_t hidden = config["hidden_size"].get<int64_t>();
   const int64_t heads = config["num_attention_heads"].get<int64_t>();
-  check(heads > 0 && hidden > 0, "{}: {} heads and an embedding length of {}", path, heads, hidden);
   const int64_t head_dim = gguf.get<int64_t>(arch + ".attention.key_length", hidden / heads);
   check(head_dim > 0 && head_dim % 2 == 0 && head_dim < (1 << 20),
         "{}: {}.attention.key_length is {}", path, arch, head_dim);

@@ -18,11 +18,11 @@ namespace fs = std::filesystem;
 
 const fs::path kGolden = fs::path(REFT_SOURCE_DIR) / "tests" / "golden";
 
-// The folders that hold a file whose name ends with `ending`.
+// The folders with goldens of a model that hold a file whose name ends with `ending`.
 std::vector<std::string> golden_names(const std::string& ending) {
   std::vector<std::string> names;
   for (const auto& folder : fs::directory_iterator(kGolden)) {
-    if (!folder.is_directory()) continue;
+    if (!fs::exists(folder.path() / "golden.safetensors")) continue;
     for (const auto& file : fs::directory_iterator(folder)) {
       if (!file.path().filename().string().ends_with(ending)) continue;
       names.push_back(folder.path().filename());

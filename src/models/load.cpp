@@ -264,7 +264,11 @@ LoadedModel load_model(const std::string& path, const LoadOptions& options) {
     if (!read_dtype(source.config))
       source.config["dtype"] = dtype_name(stored_dtype(*source.reader, *names));
   }
-  loaded.model = family.create(source.config, options);
+  try {
+    loaded.model = family.create(source.config, options);
+  } catch (const Error& e) {
+    fail("{}: {}", path, e.what());
+  }
   const bool as_stored = options.dtype == "auto";
   loaded.compute_dtype =
       as_stored ? loaded.model->info().checkpoint_dtype : parse_float_dtype(options.dtype);

@@ -100,6 +100,7 @@ TEST(Load, BadConfigNamesTheKey) {
       {"head_dim", 15},
       {"head_dim", 0},
       {"max_position_embeddings", 0},
+      {"max_position_embeddings", 2000000000},
       {"rms_norm_eps", -1e-6},
       {"rms_norm_eps", "small"},
       {"hidden_act", "swoosh"},
