@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cctype>
-#include <regex>
+#include <charconv>
 #include <set>
 
 #include "base/json.h"
@@ -33,15 +33,21 @@ std::string joined(const std::vector<std::string>& names) {
 
 // --- GGUF ---
 
-// All files of a split model, from the name of one; just the name when it is not split.
+// All files of a split model ("x-00001-of-00003.gguf"), from the name of one; just the name when it
+// is not split.
 std::vector<std::string> all_splits(const std::string& name) {
-  static const std::regex pattern(R"(-\d{5}-of-(\d{5})\.gguf$)");
-  std::smatch match;
-  if (!std::regex_search(name, match, pattern)) return {name};
-  const int count = std::max(1, std::stoi(match[1].str()));
+  constexpr size_t kTail = std::string_view("-00001-of-00003.gguf").size();
+  if (name.size() < kTail) return {name};
+  std::string tail = name.substr(name.size() - kTail);
+  const std::string digits = tail.substr(10, 5);
+  for (char& c : tail) c = c >= '0' && c <= '9' ? '0' : c;
+  if (tail != "-00000-of-00000.gguf") return {name};
+  int count = 1;
+  std::from_chars(digits.data(), digits.data() + digits.size(), count);
   std::vector<std::string> splits;
-  for (int i = 1; i <= count; ++i) {
-    splits.push_back(fmt::format("{}-{:05}-of-{:05}.gguf", match.prefix().str(), i, count));
+  for (int i = 1; i <= std::max(1, count); ++i) {
+    splits.push_back(
+        fmt::format("{}-{:05}-of-{}.gguf", name.substr(0, name.size() - kTail), i, digits));
   }
   return splits;
 }
@@ -140,6 +146,15 @@ std::vector<std::string> select_weights(
   return weights;
 }
 
+// Organisation or name.
+bool is_repo_part(std::string_view text) {
+  const auto is_word = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_';
+  };
+  return !text.empty() && text.size() <= 96 && is_word(text.front()) &&
+         std::ranges::all_of(text, [&](char c) { return is_word(c) || c == '.' || c == '-'; });
+}
+
 bool is_small_file_we_need(const std::string& name) {
   if (name.starts_with("additional_chat_templates/")) return name.ends_with(".jinja");
   if (!at_top(name) || name == "training_args.json") return false;
@@ -180,10 +195,13 @@ ModelName parse_model_name(const std::string& text) {
   }
   while (rest.ends_with('/')) rest.pop_back();
   name.repo = rest;
-  static const std::regex pattern(
-      R"([A-Za-z0-9_][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})?)");
-  const bool good = std::regex_match(rest, pattern) && rest.find("--") == std::string::npos &&
-                    rest.find("..") == std::string::npos;
+  const std::string_view whole = rest;
+  const size_t slash = whole.find('/');
+  const bool parts = slash == std::string_view::npos ? is_repo_part(whole)
+                                                     : is_repo_part(whole.substr(0, slash)) &&
+                                                           is_repo_part(whole.substr(slash + 1));
+  const bool good =
+      parts && rest.find("--") == std::string::npos && rest.find("..") == std::string::npos;
   check(good,
         "no model '{}': there is no such file or folder, and it is not a name of the form org/name",
         text);

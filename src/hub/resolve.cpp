@@ -69,7 +69,9 @@ std::string download(const HubSettings& settings, const RepoCache& cache, const 
   Selection selection;
   try {
     selection = select_files(listing.files, name.variant, [&](const std::string& index) {
-      download_files(settings, api, cache, listing.commit, {index});
+      HubSettings no_bar = settings;
+      no_bar.quiet = true;
+      download_files(no_bar, api, cache, listing.commit, {index});
       return read_file((cache.snapshot(listing.commit) / index).string());
     });
   } catch (const HttpError&) {

@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <regex>
 
 #include "base/check.h"
 #include "base/file.h"
 #include "tensor/gguf.h"
+#include "tensor/gguf_split.h"
 #include "tensor/safetensors.h"
 
 namespace reft {
@@ -34,10 +34,11 @@ std::string joined(const std::vector<std::string>& names) {
 
 // The models among .gguf files: of a split one its first file, and no multimodal projectors.
 std::vector<std::string> gguf_models(const fs::path& folder) {
-  static const std::regex later_split(R"(-(?!00001)\d{5}-of-\d{5}\.gguf$)");
   std::vector<std::string> names = names_ending(folder, ".gguf");
-  std::erase_if(names,
-                [](const std::string& name) { return std::regex_search(name, later_split); });
+  std::erase_if(names, [](const std::string& name) {
+    const auto split = parse_gguf_split_name(name);
+    return split && split->number != 1;
+  });
   if (names.size() > 1)
     std::erase_if(names, [](const std::string& name) { return name.starts_with("mmproj"); });
   return names;

@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
-// g++ 12 on x86-64 and every compiler on AArch64 convert _Float16 themselves (in hardware where there is F16C).
-#if defined(__aarch64__) || (defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && defined(__SSE2__))
+// g++ 12 on x86-64, g++ 13 and clang on AArch64 convert _Float16 themselves (in hardware where there is F16C).
+#if (defined(__aarch64__) && (defined(__clang__) || __GNUC__ >= 13)) || (defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && defined(__SSE2__))
 #define REFT_HAVE_FLOAT16 1
 #endif
 

@@ -3,9 +3,9 @@
 #include <bit>
 #include <cstring>
 #include <filesystem>
-#include <regex>
 
 #include "base/file.h"
+#include "tensor/gguf_split.h"
 #include "tensor/tensor_table.h"
 
 namespace reft {
@@ -344,24 +344,6 @@ class Parser {
   uint64_t alignment_ = 32;
 };
 
-// `folder/name-00002-of-00005.gguf`
-struct SplitName {
-  std::string prefix;
-  int64_t number;  // from 1
-  int64_t count;
-
-  std::string path(int64_t n) const {
-    return fmt::format("{}-{:05}-of-{:05}.gguf", prefix, n, count);
-  }
-};
-bool parse_split_name(const std::string& path, SplitName& out) {
-  static const std::regex pattern(R"((-(\d{5})-of-(\d{5})\.gguf)$)");
-  std::smatch match;
-  if (!std::regex_search(path, match, pattern)) return false;
-  out = {match.prefix().str(), std::stoll(match[2].str()), std::stoll(match[3].str())};
-  return true;
-}
-
 class GgufFiles : public GgufReader {
  public:
   explicit GgufFiles(const std::string& path) : path_(path) {
@@ -394,15 +376,15 @@ class GgufFiles : public GgufReader {
   }
 
   void load_splits(int64_t count) {
-    SplitName name;
-    check(parse_split_name(path_, name) && name.count == count,
+    const auto name = parse_gguf_split_name(path_);
+    check(name && name->count == count,
           "{}: one of {} files, which must be named like 'name-00001-of-{:05}.gguf'", path_, count,
           count);
     const int64_t total = get<int64_t>("split.tensors.count", -1);
     table_ = {};
     std::map<std::string, GgufValue> first;
     for (int64_t n = 1; n <= count; ++n) {
-      path_ = name.path(n);
+      path_ = name->path(n);
       std::error_code ignored;
       check(std::filesystem::exists(path_, ignored), "'{}' is missing, the file {} of {}", path_, n,
             count);
@@ -412,7 +394,7 @@ class GgufFiles : public GgufReader {
       if (n == 1) first = std::move(metadata_);
     }
     metadata_ = std::move(first);
-    path_ = name.path(1);
+    path_ = name->path(1);
     check(total < 0 || total == static_cast<int64_t>(entries().size()),
           "{}: split.tensors.count is {}, but the {} files hold {} tensors", path_, total, count,
           entries().size());
