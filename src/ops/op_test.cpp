@@ -2,10 +2,10 @@
 // lines contain the filter.
 #include <gtest/gtest.h>
 
+#include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <cstdlib>
 #include <cstring>
 
 #include "ops/kernel.h"
@@ -24,15 +24,19 @@ TEST(OpCoverage, EveryRegisteredOpHasATest) {
 
 // The whole suite again in a process that is held to a lesser instruction set (see
 // backends/cpu/isa.h).
-void run_suite_with_isa(const char* level) {
-  const pid_t child = fork();
-  ASSERT_GE(child, 0);
-  if (child == 0) {
-    setenv("REFT_CPU_ISA", level, 1);
-    execl("/proc/self/exe", "test_ops", "--gtest_filter=-OpIsa.*:OpCoverage.*", "--gtest_brief=1",
-          static_cast<char*>(nullptr));
-    _exit(127);
+void run_suite_with_isa(const std::string& level) {
+  const std::string setting = "REFT_CPU_ISA=" + level;
+  std::vector<char*> environment = {const_cast<char*>(setting.c_str())};
+  for (char** entry = environ; *entry != nullptr; ++entry) {
+    if (std::strncmp(*entry, "REFT_CPU_ISA=", 13) != 0) environment.push_back(*entry);
   }
+  environment.push_back(nullptr);
+  const char* const arguments[] = {"test_ops", "--gtest_filter=-OpIsa.*:OpCoverage.*",
+                                   "--gtest_brief=1", nullptr};
+  pid_t child = 0;
+  ASSERT_EQ(posix_spawn(&child, "/proc/self/exe", nullptr, nullptr,
+                        const_cast<char* const*>(arguments), environment.data()),
+            0);
   int status = 0;
   ASSERT_EQ(waitpid(child, &status, 0), child);
   EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << "the op tests fail with " << level;

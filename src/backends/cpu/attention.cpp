@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstring>
+#include <cstdlib>
 #include <limits>
 #include <memory>
 #include <vector>
