@@ -38,7 +38,9 @@ bool Charsmap::find(std::string_view text, bool longest, size_t& length,
     const uint32_t unit = units_[node];
     if ((unit & (1u << 31 | 0xFFu)) != byte) break;
     node ^= offset(unit);
-    if (unit >> 8 & 1) {
+    // A key ends where a character ends.
+    const bool whole = i + 1 == text.size() || !unicode::is_continuation(text[i + 1]);
+    if (whole && (unit >> 8 & 1)) {
       if (node >= units_.size()) break;
       value = units_[node] & 0x7FFFFFFFu;
       length = i + 1;
@@ -50,7 +52,7 @@ bool Charsmap::find(std::string_view text, bool longest, size_t& length,
   const size_t end = replacements_.find('\0', value);
   replacement = std::string_view(replacements_)
                     .substr(value, (end == std::string::npos ? replacements_.size() : end) - value);
-  return true;
+  return unicode::valid_prefix(replacement) == replacement.size();
 }
 
 namespace {

@@ -14,6 +14,7 @@ namespace {
 using unicode::Ranges;
 
 constexpr size_t kMaxPattern = 64 * 1024;
+constexpr size_t kMaxTranslated = 4 * 1024 * 1024;
 constexpr int kMaxNesting = 200;
 
 std::string escaped(uint32_t c) { return fmt::format("\\x{{{:x}}}", c); }
@@ -36,7 +37,10 @@ class Translator {
     check(in_.size() <= kMaxPattern, "regex of {} bytes is longer than {}", in_.size(),
           kMaxPattern);
     check(unicode::valid_prefix(in_) == in_.size(), "regex is not valid UTF-8");
-    while (i_ < in_.size()) step();
+    while (i_ < in_.size()) {
+      step();
+      check(out_.size() <= kMaxTranslated, "regex '{}…' is too large", in_.substr(0, 100));
+    }
     return std::move(out_);
   }
 

@@ -35,7 +35,7 @@ inline uint64_t hash_bytes(std::string_view text) {
 
 class TokenTable {
  public:
-  static constexpr int32_t kMaxId = (1 << 26) - 1;
+  static constexpr int32_t kMaxId = (1 << 22) - 1;  // four times the largest known vocabulary
 
   void reserve(size_t tokens, size_t bytes);
   // Adds an entry; ids may come in any order and have gaps. False, with nothing changed, when the
