@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 #include <thread>
 #include <unordered_map>
@@ -77,7 +78,11 @@ EngineOptions settle_options(EngineOptions options, const LoadedModel& model, Kv
              options.max_model_len, options.max_num_batched_tokens);
     options.max_num_batched_tokens = options.max_model_len;
   }
-  options.max_num_seqs = std::min(options.max_num_seqs, options.max_num_batched_tokens);
+  if (options.max_num_seqs > options.max_num_batched_tokens) {
+    log_info("Engine", "max_num_seqs is {} instead of {}: max_num_batched_tokens holds no more",
+             options.max_num_batched_tokens, options.max_num_seqs);
+    options.max_num_seqs = options.max_num_batched_tokens;
+  }
   return options;
 }
 
@@ -146,6 +151,8 @@ struct Engine::State {
 
   // The scheduling thread.
   void work();
+  void loop();
+  void stop_for_good(const std::string& reason);
   void handle(Command& command);
   void add(Active& active);
   void end(Sequence& sequence, FinishReason reason, std::string error = "");
@@ -176,6 +183,7 @@ struct Engine::State {
   bool draining = false;
   bool stopping = false;
   bool unhealthy = false;
+  bool broken = false;  // the scheduling thread has ended
   std::string last_failure;
 
   // The scheduling thread's.
@@ -218,6 +226,8 @@ void Engine::State::post(Command&& command) {
 void Engine::State::refuse_if_full(const std::string& id) const {
   if (draining || stopping)
     throw RequestError("the server is shutting down", "", 503, "shutting_down");
+  if (broken)
+    throw RequestError("the engine has stopped: " + last_failure, "", 503, "engine_stopped");
   if (active.contains(id))
     throw RequestError(fmt::format("a request with id '{}' is running", id), "request_id");
   const int64_t limit = options.max_queued_requests;
@@ -313,7 +323,7 @@ void Engine::State::reset_prefix_cache() {
   auto done = std::make_shared<bool>(false);
   post({.kind = Command::kResetCache, .done = done});
   std::unique_lock lock(mutex);
-  ended.wait(lock, [&] { return *done; });
+  ended.wait(lock, [&] { return *done || broken; });
 }
 
 // ---- the output thread and the compute thread ----
@@ -351,6 +361,43 @@ void Engine::State::step_done() {
 // ---- the scheduling thread ----
 
 void Engine::State::work() {
+  try {
+    loop();
+  } catch (const std::exception& e) {
+    stop_for_good(e.what());
+  } catch (...) {
+    stop_for_good("unknown exception");
+  }
+}
+
+// The scheduler's own state is not to be trusted any more: ends all requests and takes no others.
+void Engine::State::stop_for_good(const std::string& reason) {
+  log_error("Engine", "the scheduler failed and stops: {}", reason);
+  events.clear();
+  {
+    std::lock_guard lock(mutex);
+    broken = unhealthy = true;
+    last_failure = reason;
+    for (const Command& command : commands) {
+      if (command.done != nullptr) *command.done = true;
+    }
+    commands.clear();
+    for (const auto& [id, entry] : active) {
+      for (const SequencePtr& s : entry->sequences) {
+        OutputEvent event;
+        event.request = s->request;
+        event.index = s->index;
+        event.finish = FinishReason::kError;
+        event.error = reason;
+        events.push_back(std::move(event));
+      }
+    }
+  }
+  ended.notify_all();
+  output.push(std::move(events));
+}
+
+void Engine::State::loop() {
   std::vector<Command> taken;
   while (true) {
     {

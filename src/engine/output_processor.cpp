@@ -83,7 +83,13 @@ void OutputProcessor::work() {
     if (pushed_.empty()) return;
     events.swap(pushed_);
     lock.unlock();
-    for (OutputEvent& event : events) process(event);
+    for (OutputEvent& event : events) {
+      try {
+        process(event);
+      } catch (const std::exception& e) {
+        log_error("Engine", "an update of request {} is lost: {}", event.request->id, e.what());
+      }
+    }
     events.clear();
     lock.lock();
   }
