@@ -137,7 +137,7 @@ step_package() {
 
 step_asan() { unit_tests cpu-debug -LE slow; }
 
-step_tsan() { unit_tests cpu-tsan -R "^(base|engine|server)\."; }
+step_tsan() { unit_tests cpu-tsan -R "^(base|engine|server|hub)\."; }
 
 step_fuzz() {
   check "build of the fuzzers" build fuzz

@@ -11,17 +11,18 @@
 namespace reft {
 namespace {
 
-std::vector<BenchRequest> random_requests(const BenchData& data, const Tokenizer& tokenizer) {
+std::vector<BenchRequest> random_requests(const BenchData& data, const Tokenizer* tokenizer,
+                                          int64_t vocab_size) {
   check(data.input_len > 0 && data.output_len > 0,
         "random prompts need --input-len and --output-len above 0");
   check(data.range_ratio >= 0 && data.range_ratio < 1,
         "--random-range-ratio must be in [0, 1), got {}", data.range_ratio);
   std::vector<int32_t> ordinary;
-  for (int64_t id = 0; id < tokenizer.vocab_size(); ++id) {
-    if (!tokenizer.is_special(static_cast<int32_t>(id)))
+  for (int64_t id = 0; id < vocab_size; ++id) {
+    if (tokenizer == nullptr || !tokenizer->is_special(static_cast<int32_t>(id)))
       ordinary.push_back(static_cast<int32_t>(id));
   }
-  check(!ordinary.empty(), "the tokenizer has no ordinary tokens");
+  check(!ordinary.empty(), "the vocabulary has no ordinary tokens");
   std::mt19937_64 random(data.seed);
   const auto length = [&](int64_t wanted) {
     std::uniform_real_distribution<double> spread(1 - data.range_ratio, 1 + data.range_ratio);
@@ -37,7 +38,7 @@ std::vector<BenchRequest> random_requests(const BenchData& data, const Tokenizer
     for (int64_t i = 0; i < own; ++i) request.ids.push_back(pick());
     request.prompt_len = static_cast<int64_t>(request.ids.size());
     request.output_len = length(data.output_len);
-    request.text = tokenizer.decode(request.ids, false);
+    if (tokenizer != nullptr) request.text = tokenizer->decode(request.ids, false);
   }
   return out;
 }
@@ -79,11 +80,12 @@ std::vector<BenchRequest> sharegpt_requests(const BenchData& data, const Tokeniz
 
 }  // namespace
 
-std::vector<BenchRequest> make_bench_requests(const BenchData& data, const Tokenizer& tokenizer,
-                                              int64_t max_len) {
+std::vector<BenchRequest> make_bench_requests(const BenchData& data, const Tokenizer* tokenizer,
+                                              int64_t vocab_size, int64_t max_len) {
   check(data.num_prompts > 0, "--num-prompts must be positive, got {}", data.num_prompts);
-  if (data.dataset == "sharegpt") return sharegpt_requests(data, tokenizer, max_len);
-  return random_requests(data, tokenizer);
+  if (data.dataset != "sharegpt") return random_requests(data, tokenizer, vocab_size);
+  check(tokenizer != nullptr, "--dataset-name sharegpt needs a tokenizer");
+  return sharegpt_requests(data, *tokenizer, max_len);
 }
 
 double Summary::percentile(double p) const {

@@ -27,10 +27,11 @@ struct BenchData {
   uint64_t seed = 0;
 };
 
-// Throws Error naming the file or the option. `vocab_size` bounds the ids of random prompts;
-// special tokens are left out. `max_len` drops sharegpt conversations that do not fit.
-std::vector<BenchRequest> make_bench_requests(const BenchData& data, const Tokenizer& tokenizer,
-                                              int64_t max_len);
+// Throws Error naming the file or the option. Random ids are below `vocab_size`, special tokens
+// left out where there is a tokenizer (it may be null for random prompts). `max_len` drops sharegpt
+// conversations that do not fit.
+std::vector<BenchRequest> make_bench_requests(const BenchData& data, const Tokenizer* tokenizer,
+                                              int64_t vocab_size, int64_t max_len);
 
 struct Summary {
   double mean = 0, median = 0, stddev = 0, min = 0, max = 0;

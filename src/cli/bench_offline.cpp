@@ -114,7 +114,8 @@ struct LatencyOptions : OfflineOptions {
     ServingModel serving = model.load();
     data.num_prompts = batch_size;
     std::vector<double> totals, first, per_token;
-    const auto requests = make_bench_requests(data, *serving.tokenizer, 0);
+    const auto requests = make_bench_requests(data, serving.tokenizer.get(),
+                                              serving.loaded.model->info().vocab_size, 0);
     model.engine.seed = static_cast<uint64_t>(model.seed);
     Engine engine(std::move(serving.loaded), serving.tokenizer, model.engine);
     for (int64_t i = -num_iters_warmup; i < num_iters; ++i) {
@@ -177,7 +178,8 @@ struct ThroughputOptions : OfflineOptions {
     const int64_t limit = model.engine.max_model_len > 0
                               ? model.engine.max_model_len
                               : serving.loaded.model->info().max_position;
-    const auto requests = make_bench_requests(data, *serving.tokenizer, limit);
+    const auto requests = make_bench_requests(data, serving.tokenizer.get(),
+                                              serving.loaded.model->info().vocab_size, limit);
     model.engine.seed = static_cast<uint64_t>(model.seed);
     Engine engine(std::move(serving.loaded), serving.tokenizer, model.engine);
     const BatchTimes times = run_batch(engine, requests, "requests", false);

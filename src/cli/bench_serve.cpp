@@ -400,7 +400,8 @@ struct BenchServeOptions {
     const std::string name = served_model_name.empty() ? first_model() : served_model_name;
     const auto tokenizer = model.load_tokenizer_for(model.resolve_path());
     data.seed = static_cast<uint64_t>(model.seed);
-    const auto requests = make_bench_requests(data, *tokenizer, int64_t{1} << 40);
+    const auto requests =
+        make_bench_requests(data, tokenizer.get(), tokenizer->vocab_size(), int64_t{1} << 40);
     HttpClient client;
     for (int64_t i = 0; i < num_warmups; ++i) {
       const Outcome warm = send(client, requests[0], name);

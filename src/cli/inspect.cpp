@@ -85,7 +85,7 @@ struct InspectOptions {
                 {"kv_bytes_per_token", static_cast<int64_t>(per_token)},
                 {"kv_bytes_at_max_model_len",
                  static_cast<int64_t>(per_token * static_cast<double>(length))},
-                {"tokenizer_vocab_size", serving.tokenizer->vocab_size()},
+                {"tokenizer_vocab_size", serving.tokenizer ? serving.tokenizer->vocab_size() : 0},
                 {"chat_template", serving.chat_template != nullptr}};
     if (json) {
       std::printf("%s\n", out.dump(2).c_str());

@@ -153,19 +153,26 @@ ServingModel ModelFlags::load() const {
   options.max_model_len = engine.max_model_len;
   options.quiet = quiet;
   out.loaded = load_model(out.path, options);
-  out.tokenizer = load_tokenizer_for(out.path);
+  try {
+    out.tokenizer = load_tokenizer_for(out.path);
+  } catch (const Error& e) {
+    // A config.json alone is enough for dummy weights; prompts are then token ids.
+    if (load_format != "dummy" || !tokenizer.empty()) throw;
+    log_warning("Serve", "No tokenizer: {}", e.what());
+  }
   std::string source;
   if (!chat_template.empty()) {
     source = resolve_chat_template(chat_template);
     if (!quiet)
       log_info("Serve", "Apply chat template: {}",
                chat_template.size() < 80 ? chat_template : "(text)");
-  } else if (!out.tokenizer->chat_template().empty()) {
+  } else if (out.tokenizer != nullptr && !out.tokenizer->chat_template().empty()) {
     source = out.tokenizer->chat_template();
   } else {
     source = default_chat_template(json_get<std::string>(out.loaded.config, "model_type", ""));
   }
-  if (!source.empty()) out.chat_template = std::make_shared<ChatTemplate>(source);
+  if (!source.empty() && out.tokenizer != nullptr)
+    out.chat_template = std::make_shared<ChatTemplate>(source);
   return out;
 }
 

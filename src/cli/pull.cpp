@@ -32,6 +32,7 @@ struct PullOptions {
   }
 
   int execute(const ArgParser&) {
+    hub.update = true;
     std::printf("%s\n", resolve_model(model, hub).c_str());
     return 0;
   }
