@@ -21,11 +21,12 @@ const state = {
 // ---- small services
 
 let toastTimer = null;
-function status(text) {
+// Said to screen readers; also shown when `visible`.
+function status(text, visible = false) {
   $('toast').textContent = text;
-  $('toast').classList.toggle('shown', text === 'Copied' || text.endsWith('.'));
+  $('toast').classList.toggle('shown', visible);
   clearTimeout(toastTimer);
-  toastTimer = setTimeout(() => $('toast').classList.remove('shown'), 1600);
+  toastTimer = setTimeout(() => $('toast').classList.remove('shown'), 4000);
 }
 
 function confirmDialog(text) {
@@ -100,7 +101,7 @@ async function save(conversation) {
   try {
     await saveConversation(conversation);
   } catch (error) {
-    status(`This chat could not be saved: ${error.message}.`);
+    status(`This chat could not be saved: ${error.message}`, true);
   }
 }
 

@@ -51,9 +51,9 @@ function requestBody(settings, model) {
 function statsText(stats) {
   if (!stats) return '';
   const parts = [];
-  if (stats.rate) parts.push(`${stats.rate < 10 ? stats.rate.toFixed(1) : Math.round(stats.rate)} tokens/s`);
+  if (stats.rate && stats.tokens > 3) parts.push(`${stats.rate < 10 ? stats.rate.toFixed(1) : Math.round(stats.rate)} tokens/s`);
   if (stats.ttft !== undefined) parts.push(`first token ${stats.ttft < 1000 ? `${Math.round(stats.ttft)} ms` : `${(stats.ttft / 1000).toFixed(2)} s`}`);
-  if (stats.tokens) parts.push(`${stats.tokens} tokens`);
+  if (stats.tokens) parts.push(`${stats.tokens} token${stats.tokens === 1 ? '' : 's'}`);
   if (stats.finish === 'length') parts.push('cut off at the token limit');
   if (stats.finish === 'stopped') parts.push('stopped');
   return parts.join(' · ');
@@ -137,7 +137,7 @@ export class ChatView {
     const thought = element.querySelector('.thought');
     thought.hidden = !reasoning && !(thinking && live);
     if (!thought.hidden) {
-      const seconds = version.thoughtMs ? ` for ${(version.thoughtMs / 1000).toFixed(version.thoughtMs < 9950 ? 1 : 0)} s` : '';
+      const seconds = version.thoughtMs >= 100 ? ` for ${(version.thoughtMs / 1000).toFixed(version.thoughtMs < 9950 ? 1 : 0)} s` : '';
       thought.querySelector('summary').innerHTML = `${icon('thought')}<span>${thinking && live ? 'Thinking…' : `Thought${seconds}`}</span>`;
       thought.classList.toggle('live', Boolean(thinking && live));
       this.setHtml(thought.querySelector('.prose'), renderMarkdown(reasoning));
@@ -260,7 +260,7 @@ export class ChatView {
     const element = this.list.querySelector(`[data-index="${index}"]`);
     const message = this.conversation.messages[index];
     element.classList.add('editing');
-    element.innerHTML = '<form class="editor"><textarea aria-label="Edit your message"></textarea><div><button type="button" class="text-button">Cancel</button><button class="primary">Send</button></div></form>';
+    element.innerHTML = '<form class="editor"><textarea rows="1" aria-label="Edit your message"></textarea><div><button type="button" class="text-button">Cancel</button><button class="primary">Send</button></div></form>';
     const area = element.querySelector('textarea');
     const close = () => {
       element.classList.remove('editing');

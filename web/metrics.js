@@ -79,7 +79,7 @@ const number = (value, digits = 0) => (value === null || value === undefined || 
 const milliseconds = (seconds) => (seconds === null ? '–' : seconds < 1 ? `${number(seconds * 1000, seconds < 0.01 ? 1 : 0)} ms` : `${number(seconds, 2)} s`);
 
 const kPlots = [
-  { title: 'Requests', unit: '', series: [['running', 'Running', 'c1'], ['waiting', 'Waiting', 'c2']] },
+  { title: 'Requests', unit: '', stepped: true, series: [['running', 'Running', 'c1'], ['waiting', 'Waiting', 'c2']] },
   { title: 'KV cache in use', unit: '%', max: 100, series: [['kvPercent', 'In use', 'c1', true]] },
   { title: 'Generated tokens per second', unit: '', series: [['generationRate', 'Generation', 'c1', true]] },
   { title: 'Prompt tokens per second', unit: '', series: [['promptRate', 'Prompt', 'c3', true]] },
@@ -128,7 +128,7 @@ export class MetricsView {
   makeChart(canvas, plot) {
     return new Chart(canvas, {
       type: 'line',
-      data: { labels: [], datasets: plot.series.map(([field, label, , fill]) => ({ field, label, data: [], borderWidth: 2, pointRadius: 0, pointHitRadius: 12, tension: 0.25, fill: Boolean(fill), spanGaps: true })) },
+      data: { labels: [], datasets: plot.series.map(([field, label, , fill]) => ({ field, label, data: [], borderWidth: 2, pointRadius: 0, pointHitRadius: 12, cubicInterpolationMode: 'monotone', stepped: plot.stepped ? 'before' : false, fill: Boolean(fill), spanGaps: true })) },
       options: {
         animation: false,
         responsive: true,
@@ -137,7 +137,7 @@ export class MetricsView {
         plugins: { legend: { display: false }, tooltip: { displayColors: plot.series.length > 1, callbacks: { label: (item) => `${item.dataset.label}: ${number(item.parsed.y, 2)} ${plot.unit}`.trim() } } },
         scales: {
           x: { ticks: { maxTicksLimit: 6, maxRotation: 0, autoSkip: true }, grid: { display: false } },
-          y: { beginAtZero: true, suggestedMax: plot.max ?? 1, max: plot.max, ticks: { maxTicksLimit: 5, precision: plot.title === 'Requests' ? 0 : undefined } },
+          y: { beginAtZero: true, suggestedMax: plot.max ?? 1, max: plot.max, ticks: { maxTicksLimit: 5, precision: plot.stepped ? 0 : undefined } },
         },
       },
     });
@@ -147,6 +147,7 @@ export class MetricsView {
   restyle() {
     const style = getComputedStyle(document.documentElement);
     const color = (name) => style.getPropertyValue(name).trim();
+    if (this.charts.length) Chart.defaults.font.family = getComputedStyle(document.body).fontFamily;
     this.charts.forEach((chart, i) => {
       chart.data.datasets.forEach((dataset, k) => {
         const line = color(`--${kPlots[i].series[k][2]}`);
@@ -206,8 +207,8 @@ export class MetricsView {
     const tiles = [
       ['Running', number(now.running)], ['Waiting', number(now.waiting)],
       ['KV cache', point.kvPercent === null ? '–' : `${number(point.kvPercent, 1)}%`],
-      ['Generation', `${number(point.generationRate, 1)} tok/s`], ['Prompt', `${number(point.promptRate, 1)} tok/s`],
-      ['First token, median', milliseconds(quantile(now.ttft, [], 0.5))], ['Between tokens, median', milliseconds(quantile(now.itl, [], 0.5))],
+      ['Generation', `${number(point.generationRate, point.generationRate < 100 ? 1 : 0)} tok/s`], ['Prompt', `${number(point.promptRate, point.promptRate < 100 ? 1 : 0)} tok/s`],
+      ['First token (median)', milliseconds(quantile(now.ttft, [], 0.5))], ['Per token (median)', milliseconds(quantile(now.itl, [], 0.5))],
       ['Prefix cache hits', now.queries ? `${number((100 * now.hits) / now.queries, 1)}%` : '–'],
       ['Requests finished', number(now.finished)], ['Tokens generated', number(now.generationTokens)],
       ['Tokens read', number(now.promptTokens)], ['Preemptions', number(now.preemptions)],
