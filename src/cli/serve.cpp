@@ -74,10 +74,9 @@ struct ServeOptions {
     parser.add("enable_log_requests", &server.log_requests,
                "Log a line per request, without its text.");
     parser.add("access_log", &server.log_access, "Log a line per HTTP request.");
-    parser.add("log_stats", &server.log_stats, "Log throughput every 10 s while there is any.");
     parser.ignored("disable_log_requests", "requests are not logged unless --enable-log-requests",
                    false);
-    parser.ignored("disable_log_stats", "use --no-log-stats", false);
+    parser.ignored("disable_log_stats", "throughput is only logged while there is any", false);
     parser.ignored("max_log_len", "prompts are never logged");
     parser.example("reft serve",
                    "The default model on port 8888; open http://127.0.0.1:8888/ui.html");

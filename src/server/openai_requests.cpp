@@ -158,9 +158,9 @@ void parse_prompts(const Fields& fields, const RequestContext& context, Completi
 
 ChatRequest parse_chat_request(const Json& body, const RequestContext& context) {
   const Fields fields(body);
-  log_unknown(body);
   ChatRequest out;
   out.generation = parse_generation_fields(fields, context);
+  log_unknown(body);
   refuse_other_modalities(fields);
   const bool logprobs = fields.boolean("logprobs").value_or(false);
   const auto num_top = parse_logprobs_count(fields, "top_logprobs", context);
@@ -188,9 +188,9 @@ ChatRequest parse_chat_request(const Json& body, const RequestContext& context) 
 
 CompletionRequest parse_completion_request(const Json& body, const RequestContext& context) {
   const Fields fields(body);
-  log_unknown(body);
   CompletionRequest out;
   out.generation = parse_generation_fields(fields, context);
+  log_unknown(body);
   out.wants_echo = fields.boolean("echo").value_or(false);
   if (const auto suffix = fields.string("suffix"); suffix && !suffix->empty()) {
     fields.refuse("suffix", "is not supported");

@@ -32,7 +32,6 @@ namespace {
 
 constexpr int kBacklog = 4096;
 constexpr rlim_t kReservedDescriptors = 64;  // for files, libraries, the accept queue
-constexpr std::chrono::seconds kStatsInterval{10};
 constexpr std::chrono::milliseconds kDrainPoll{20};
 constexpr std::chrono::milliseconds kAcceptRetry{100};
 
@@ -119,7 +118,6 @@ struct Server::State {
         acceptor(asio::make_strand(io)),
         signals(io),
         drain_timer(acceptor.get_executor()),
-        stats_timer(acceptor.get_executor()),
         accept_timer(acceptor.get_executor()) {
     context.created = std::time(nullptr);
     context.request = make_request_context(engine_ref, std::move(tokenizer), context.options);
@@ -138,13 +136,11 @@ struct Server::State {
   asio::thread_pool workers;
   Acceptor acceptor;
   asio::signal_set signals;
-  asio::steady_timer drain_timer, stats_timer, accept_timer;
+  asio::steady_timer drain_timer, accept_timer;
   int port = 0;
   std::string address;
   std::atomic<int> stop_calls = 0;
   Clock::time_point drain_deadline;
-  EngineStats last_stats;
-  bool was_idle = true;
 
   void listen();
   void listen_unix(const std::string& path);
@@ -152,8 +148,6 @@ struct Server::State {
   void wait_signal();
   void on_stop();
   void poll_drain();
-  void schedule_stats();
-  void log_stats();
   void finish();
 };
 
@@ -242,7 +236,6 @@ void Server::State::on_stop() {
     error_code ec;
     acceptor.close(ec);
     accept_timer.cancel();
-    stats_timer.cancel();
     drain_deadline = deadline;
     pool.drain();
     poll_drain();
@@ -274,39 +267,6 @@ void Server::State::finish() {
   io.stop();
 }
 
-void Server::State::schedule_stats() {
-  stats_timer.expires_after(kStatsInterval);
-  stats_timer.async_wait([this](error_code ec) {
-    if (ec) return;
-    log_stats();
-    schedule_stats();
-  });
-}
-
-// One line per interval in which something happened, and one when all is done.
-void Server::State::log_stats() {
-  EngineStats now = context.engine.stats();
-  const bool idle = now.num_requests_running == 0 && now.num_requests_waiting == 0 &&
-                    now.prompt_tokens == last_stats.prompt_tokens &&
-                    now.generation_tokens == last_stats.generation_tokens;
-  if (!idle || !was_idle) {
-    const double seconds = std::chrono::duration<double>(kStatsInterval).count();
-    const uint64_t queries = now.prefix_cache_queries;
-    log_info("Serve",
-             "Avg prompt throughput: {:.1f} tokens/s, Avg generation throughput: {:.1f} tokens/s, "
-             "Running: {} reqs, Waiting: {} reqs, KV cache usage: {:.1f}%, Prefix cache hit rate: "
-             "{:.1f}%",
-             static_cast<double>(now.prompt_tokens - last_stats.prompt_tokens) / seconds,
-             static_cast<double>(now.generation_tokens - last_stats.generation_tokens) / seconds,
-             now.num_requests_running, now.num_requests_waiting, now.kv_cache_usage * 100,
-             queries == 0 ? 0.0
-                          : 100.0 * static_cast<double>(now.prefix_cache_hits) /
-                                static_cast<double>(queries));
-  }
-  was_idle = idle;
-  last_stats = std::move(now);
-}
-
 Server::Server(Engine& engine, std::shared_ptr<const Tokenizer> tokenizer, ServerOptions options)
     : state_(std::make_unique<State>(engine, std::move(tokenizer), std::move(options))) {
   state_->listen();
@@ -327,7 +287,6 @@ void Server::run() {
     state.wait_signal();
   }
   state.accept();
-  if (state.context.options.log_stats) state.schedule_stats();
   if (state.stop_calls > 0) asio::post(state.acceptor.get_executor(), [&] { state.on_stop(); });
   const auto serve = [&state] {
     for (;;) {

@@ -81,7 +81,6 @@ struct ServerOptions {
   bool enable_request_id_headers = true;  // x-request-id: echoed, or made up
   bool log_requests = false;              // a line per request with its parameters (never its text)
   bool log_access = false;                // a line per HTTP request
-  bool log_stats = true;                  // throughput every 10 s, silent when idle
 };
 
 class Server {

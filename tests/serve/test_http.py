@@ -142,7 +142,10 @@ def raw(url, data, read=True):
         s.sendall(data)
         out = b""
         while read:
-            chunk = s.recv(65536)
+            try:
+                chunk = s.recv(65536)
+            except ConnectionResetError:
+                break
             if not chunk:
                 break
             out += chunk

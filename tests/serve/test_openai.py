@@ -44,11 +44,6 @@ def test_chat(client, model):
     assert answer.usage.prompt_tokens_details.cached_tokens >= 0
 
 
-def test_chat_knows_paris(client, model):
-    text = chat(client, model, max_tokens=32).choices[0].message.content
-    assert "Paris" in text
-
-
 def test_chat_stream_equals_whole(client, model):
     whole = chat(client, model)
     chunks = list(chat(client, model, stream=True, stream_options={"include_usage": True}))
@@ -69,7 +64,7 @@ def test_chat_stream_equals_whole(client, model):
 
 def test_stream_helper(client, model):
     with client.chat.completions.stream(
-        model=model, messages=QUESTION, max_tokens=8, temperature=0
+        model=model, messages=QUESTION, max_tokens=64, temperature=0, stop=["e"]
     ) as stream:
         for _ in stream:
             pass
