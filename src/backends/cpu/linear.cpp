@@ -172,10 +172,12 @@ void linear_unpacked(Tensor& y, const Tensor& x, const Weight& weight, const Ten
 }
 
 void linear_cpu(Tensor& y, const Tensor& x, const Weight& weight, const Tensor& bias) {
-  check(x.dtype() == DType::kF32 && y.dtype() == DType::kF32,
-        "linear on the CPU takes float32 activations, got {}", x.str());
-  check(y.dims() == 2 && y.size(0) == x.size(0) && y.size(1) == weight.out_features,
-        "linear: the result is {}, not [{}, {}]", y.str(), x.size(0), weight.out_features);
+  if (x.dtype() != DType::kF32 || y.dtype() != DType::kF32) {
+    fail("linear on the CPU takes float32 activations, got {}", x.str());
+  }
+  if (y.dims() != 2 || y.size(0) != x.size(0) || y.size(1) != weight.out_features) {
+    fail("linear: the result is {}, not [{}, {}]", y.str(), x.size(0), weight.out_features);
+  }
   if (const auto* packed = dynamic_cast<const cpu::CpuPackedWeight*>(weight.packed.get())) {
     cpu::multiply_packed(y, x, *packed, bias);
   } else {
