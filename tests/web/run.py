@@ -31,9 +31,11 @@ def test(function=None, *, mock_only=True, **context):
 class Page:
     """One fresh browser context with the page opened."""
 
-    def __init__(self, browser, url, shots, **context):
+    def __init__(self, browser, url, shots, real=False, **context):
         self.url, self.shots = url, shots
         self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 820}, "permissions": ["clipboard-read", "clipboard-write"], **context})
+        # A real model may ramble on: its answers are kept short.
+        self.context.add_init_script("localStorage.getItem('reft.defaults') ?? localStorage.setItem('reft.defaults', '{\"max_tokens\": 48}')" if real else "")
         self.page = self.context.new_page()
         self.problems = []
         self.page.on("pageerror", lambda e: self.problems.append(f"exception: {e}"))
@@ -403,7 +405,7 @@ def main():
                 continue
             page = None
             try:
-                page = Page(browser, url, args.shots, **context)
+                page = Page(browser, url, args.shots, real=bool(args.url), **context)
                 function(page)
                 assert not page.problems, page.problems
                 assert not page.outside, f"requests to elsewhere: {page.outside}"
