@@ -279,19 +279,21 @@ void Connection::watch() {
 }
 
 void Connection::on_readable(error_code ec) {
-  if (state_ == State::kIdle) {
-    if (ec) return close();
-    return read_head();
-  }
-  if (state_ != State::kAnswering || ec == asio::error::operation_aborted) return;
-  // Bytes while an answer is made are the next request; the end of the stream means that the client
-  // left.
+  const bool idle = state_ == State::kIdle;
+  if ((!idle && state_ != State::kAnswering) || ec == asio::error::operation_aborted) return;
+  // The wait may end for bytes that were read long ago (epoll reports edges), so only a read tells.
+  size_t bytes = 0;
   if (!ec) {
-    const auto space = buffer_.prepare(4096);
-    const size_t n = socket_.read_some(space, ec);
-    buffer_.commit(n);
+    bytes = socket_.read_some(buffer_.prepare(4096), ec);
+    buffer_.commit(bytes);
     if (ec == asio::error::would_block || ec == asio::error::try_again) ec = {};
   }
+  if (idle) {
+    if (ec) return close();
+    return bytes > 0 ? read_head() : watch();
+  }
+  // Bytes while an answer is made are the next request; the end of the stream means that the client
+  // left.
   if (ec) return on_client_gone();
   if (buffer_.size() < kPipelineBytes) watch();
 }
