@@ -31,6 +31,10 @@ void Embedding::finish_loading(Device device, DType compute) {
   if (is_head_) {
     prepare_weight(weight_, device, compute, /*keep_data=*/true);
   } else {
+    // Only the CPU looks rows up in block formats.
+    const bool expand = device.type != DeviceType::kCpu && is_block_format(weight_.dtype);
+    if (expand) weight_.data = weight_.data.to(compute);
+    weight_.dtype = weight_.data.dtype();
     weight_.data = weight_.data.to(device);
   }
 }
@@ -82,8 +86,7 @@ Tensor CausalLm::forward(const Batch& batch, KvCache& cache, const Tap& tap) con
     tap(static_cast<int64_t>(blocks_.size()), x);
     if (!all_rows) x = gather_rows(x, batch.logit_rows);
   }
-  Tensor logits = head_ ? (*head_)(x) : embed_.project(x);
-  logits = logits.to(DType::kF32);
+  Tensor logits = head_ ? (*head_)(x, DType::kF32) : embed_.project(x);
   if (options_.logit_soft_cap > 0) soft_cap_(logits, options_.logit_soft_cap);
   return logits;
 }

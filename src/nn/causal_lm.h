@@ -33,8 +33,8 @@ class Embedding : public Module {
 
   // ids: [T] int32. Returns [T, D].
   Tensor operator()(const Tensor& ids) const;
-  // x: [R, D]. Returns x Wᵀ [R, V].
-  Tensor project(const Tensor& x) const { return linear(x, weight_); }
+  // x: [R, D]. Returns x Wᵀ [R, V] float32.
+  Tensor project(const Tensor& x) const { return linear(x, weight_, {}, DType::kF32); }
 
   void finish_loading(Device device, DType compute) override;
   int64_t weight_bytes() const override { return weight_nbytes(weight_); }

@@ -62,9 +62,9 @@ void Linear::finish_loading(Device device, DType compute) {
   if (bias_.defined()) bias_ = bias_.to(device);
 }
 
-Tensor Linear::operator()(const Tensor& x) const {
-  if (groups_.size() == 1) return linear(x, groups_[0].weight, bias_);
-  Tensor y = Tensor::empty({x.size(0), out_features_}, x.dtype(), x.device());
+Tensor Linear::operator()(const Tensor& x, DType out_dtype) const {
+  if (groups_.size() == 1) return linear(x, groups_[0].weight, bias_, out_dtype);
+  Tensor y = Tensor::empty({x.size(0), out_features_}, out_dtype, x.device());
   for (const Group& group : groups_) {
     const int64_t end = group.begin + group.weight.out_features;
     Tensor columns = y.columns(group.begin, end);

@@ -22,8 +22,9 @@ class Linear : public Module {
   // below `parent`.
   Linear(Module* parent, int64_t in_features, std::vector<Part> parts, bool bias = false);
 
-  // x: [T, K]. Returns [T, N] in x's dtype.
-  Tensor operator()(const Tensor& x) const;
+  // x: [T, K]. Returns [T, N] in x's dtype, or in `out_dtype` (float32 for logits).
+  Tensor operator()(const Tensor& x) const { return (*this)(x, x.dtype()); }
+  Tensor operator()(const Tensor& x, DType out_dtype) const;
 
   int64_t in_features() const { return in_features_; }
   int64_t out_features() const { return out_features_; }

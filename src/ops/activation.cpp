@@ -18,7 +18,7 @@ Activation parse_activation(std::string_view name) {
 Tensor gated_activation(const Tensor& gate_up, Activation activation) {
   check(gate_up.dims() == 2 && gate_up.size(1) % 2 == 0 && is_float(gate_up.dtype()) &&
             (gate_up.size(1) == 0 || gate_up.stride(1) == 1),
-        "gated_activation: gate_up must be [T, 2F] with packed rows, got {}", gate_up.str());
+        "gated_activation: gate_up must be [T, 2F] with packed rows, got {}", gate_up);
   Tensor y =
       Tensor::empty({gate_up.size(0), gate_up.size(1) / 2}, gate_up.dtype(), gate_up.device());
   if (y.numel() > 0) gated_activation_kernel(gate_up.device(), y, gate_up, activation);
@@ -27,7 +27,7 @@ Tensor gated_activation(const Tensor& gate_up, Activation activation) {
 
 void soft_cap_(Tensor& x, float cap) {
   check(is_float(x.dtype()) && x.is_contiguous(),
-        "soft_cap_: a contiguous float tensor wanted, got {}", x.str());
+        "soft_cap_: a contiguous float tensor wanted, got {}", x);
   check(cap > 0, "soft_cap_: the cap must be positive, got {}", cap);
   if (x.numel() > 0) soft_cap_kernel(x.device(), x, cap);
 }

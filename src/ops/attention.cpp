@@ -16,24 +16,23 @@ void check_kv(const char* op, const PagedKv& kv, Device device) {
             kv.k.dtype() == kv.v.dtype() && is_float(kv.k.dtype()) && kv.k.is_contiguous() &&
             kv.v.is_contiguous() && kv.k.device() == device && kv.v.device() == device,
         "{}: the cache must be two contiguous float tensors [N, Hk, P, Dh] on {}, got {} and {}",
-        op, device_name(device), kv.k.str(), kv.v.str());
+        op, device, kv.k, kv.v);
   check(kv.k.size(1) > 0 && kv.k.size(2) > 0 && kv.k.size(3) > 0,
-        "{}: the cache has no heads, positions or dims: {}", op, kv.k.str());
+        "{}: the cache has no heads, positions or dims: {}", op, kv.k);
 }
 
 void check_indices(const char* op, const char* name, const Tensor& t, const Shape& shape,
                    Device device) {
   check(t.defined() && t.dtype() == DType::kI32 && t.shape() == shape && t.is_contiguous() &&
             t.device() == device,
-        "{}: {} must be contiguous int32 {} on {}, got {}", op, name, shape.str(),
-        device_name(device), t.str());
+        "{}: {} must be contiguous int32 {} on {}, got {}", op, name, shape, device, t);
 }
 
 void check_head_weight(const char* name, const Tensor& w, int64_t head_dim, Device device) {
   if (!w.defined()) return;
   check(w.dtype() == DType::kF32 && w.shape() == Shape{head_dim} && w.is_contiguous() &&
             w.device() == device,
-        "qk_norm_rope_cache: {} must be float32 [{}], got {}", name, head_dim, w.str());
+        "qk_norm_rope_cache: {} must be float32 [{}], got {}", name, head_dim, w);
 }
 
 }  // namespace
@@ -48,7 +47,7 @@ Tensor qk_norm_rope_cache(const Tensor& qkv, const Tensor& positions, const Tens
   check(qkv.dims() == 2 && is_float(qkv.dtype()) && (qkv.size(1) == 0 || qkv.stride(1) == 1) &&
             qkv.size(1) % head_dim == 0 && qkv.size(1) > 2 * kv_heads * head_dim,
         "{}: qkv must be [T, (H + 2*{}) * {}] with packed rows, got {} for the cache {}", op,
-        kv_heads, head_dim, qkv.str(), kv.k.str());
+        kv_heads, head_dim, qkv, kv.k);
   const int64_t tokens = qkv.size(0);
   const int64_t heads = qkv.size(1) / head_dim - 2 * kv_heads;
   check_indices(op, "positions", positions, {tokens}, device);
@@ -60,7 +59,7 @@ Tensor qk_norm_rope_cache(const Tensor& qkv, const Tensor& positions, const Tens
     check(table.dims() == 2 && table.dtype() == DType::kF32 && table.is_contiguous() &&
               table.device() == device && table.size(1) % 2 == 0 && table.size(1) <= head_dim,
           "{}: cos_sin must be float32 [positions, R] with R even and at most {}, got {}", op,
-          head_dim, table.str());
+          head_dim, table);
   }
   Tensor q = Tensor::empty({tokens, heads, head_dim}, qkv.dtype(), device);
   if (tokens > 0) qk_norm_rope_cache_kernel(device, q, qkv, positions, slots, kv, args);
@@ -75,14 +74,14 @@ Tensor paged_attention(const Tensor& q, const PagedKv& kv, const AttentionBatch&
   check(q.dims() == 3 && is_float(q.dtype()) && q.is_contiguous() && q.size(2) == kv.k.size(3) &&
             q.size(1) > 0 && q.size(1) % kv.k.size(1) == 0,
         "{}: q must be contiguous [T, H, {}] with H a multiple of {}, got {} for the cache {}", op,
-        kv.k.size(3), kv.k.size(1), q.str(), kv.k.str());
+        kv.k.size(3), kv.k.size(1), q, kv.k);
   check(batch.context_len.defined() && batch.context_len.dims() == 1,
-        "{}: context_len must be [B], got {}", op, batch.context_len.str());
+        "{}: context_len must be [B], got {}", op, batch.context_len);
   const int64_t sequences = batch.context_len.size(0);
   check_indices(op, "context_len", batch.context_len, {sequences}, device);
   check_indices(op, "query_start", batch.query_start, {sequences + 1}, device);
   check(batch.block_table.defined() && batch.block_table.dims() == 2,
-        "{}: block_table must be [B, max_blocks], got {}", op, batch.block_table.str());
+        "{}: block_table must be [B, max_blocks], got {}", op, batch.block_table);
   check_indices(op, "block_table", batch.block_table, {sequences, batch.block_table.size(1)},
                 device);
   check(batch.max_context_len <= batch.block_table.size(1) * kv.k.size(2),
@@ -93,7 +92,7 @@ Tensor paged_attention(const Tensor& q, const PagedKv& kv, const AttentionBatch&
   if (args.sinks.defined()) {
     check(args.sinks.dtype() == DType::kF32 && args.sinks.shape() == Shape{q.size(1)} &&
               args.sinks.is_contiguous() && args.sinks.device() == device,
-          "{}: sinks must be float32 [{}], got {}", op, q.size(1), args.sinks.str());
+          "{}: sinks must be float32 [{}], got {}", op, q.size(1), args.sinks);
   }
   Tensor out = Tensor::empty({q.size(0), q.size(1) * q.size(2)}, q.dtype(), device);
   if (out.numel() > 0) paged_attention_kernel(device, out, q, kv, batch, args);

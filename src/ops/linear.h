@@ -5,12 +5,16 @@
 
 namespace reft {
 
-// x: [T, K] float; weight: [N, K] after prepare_weight; bias: [N] float32 or undefined. Returns [T, N] in x's dtype; accumulates
-// in fp32. On the CPU, activations are float32; against block formats they are quantised to 8 bits per
-// 32 values, as ggml does, and against bf16/fp16 weights they may be rounded to that dtype where the CPU has a
-// dot instruction for it.
-// Throws Error on a shape mismatch. Follows torch.nn.functional.linear.
-Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias = {});
-extern Kernel<void(Tensor& y, const Tensor& x, const Weight& weight, const Tensor& bias)> linear_kernel;
+// x: [T, K] float; weight: [N, K] after prepare_weight; bias: [N] float32 or undefined. Returns [T,
+// N] in `out_dtype`, x's dtype or float32; accumulates in fp32. On the CPU activations are float32;
+// against block formats they are quantised, and against bf16/fp16 weights they may be rounded to
+// that dtype where the CPU has a dot instruction for it. Throws Error on a shape mismatch. Follows
+// torch.nn.functional.linear.
+Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias, DType out_dtype);
+inline Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias = {}) {
+  return linear(x, weight, bias, x.dtype());
+}
+extern Kernel<void(Tensor& y, const Tensor& x, const Weight& weight, const Tensor& bias)>
+    linear_kernel;
 
 }  // namespace reft

@@ -12,19 +12,18 @@ namespace {
 
 void check_weight(const char* op, const Tensor& x, const Tensor& weight) {
   check(x.dims() == 2 && is_float(x.dtype()) && (x.size(1) == 0 || x.stride(1) == 1),
-        "{}: x must be [T, D] with packed rows, got {}", op, x.str());
+        "{}: x must be [T, D] with packed rows, got {}", op, x);
   if (!weight.defined()) return;
   check(weight.dtype() == DType::kF32 && weight.shape() == Shape{x.size(1)} &&
             weight.is_contiguous() && weight.device() == x.device(),
-        "{}: weight must be float32 [{}] beside x, got {} for x {}", op, x.size(1), weight.str(),
-        x.str());
+        "{}: weight must be float32 [{}] beside x, got {} for x {}", op, x.size(1), weight, x);
 }
 
 void check_pair(const char* op, const Tensor& a, const Tensor& b) {
   check(a.shape() == b.shape() && a.dtype() == b.dtype() && a.device() == b.device() &&
             a.is_contiguous() && b.is_contiguous(),
         "{}: both tensors must be contiguous and of one shape, dtype and device, got {} and {}", op,
-        a.str(), b.str());
+        a, b);
 }
 
 }  // namespace
@@ -47,7 +46,7 @@ Tensor add_rms_norm(Tensor& residual, const Tensor& x, const Tensor& weight, flo
 
 void add_into(Tensor& a, const Tensor& b) {
   check_pair("add_into", a, b);
-  check(is_float(a.dtype()), "add_into: float tensors wanted, got {}", a.str());
+  check(is_float(a.dtype()), "add_into: float tensors wanted, got {}", a);
   if (a.numel() > 0) add_into_kernel(a.device(), a, b);
 }
 

@@ -13,9 +13,9 @@ namespace {
 void check_logits(const char* op, const Tensor& logits, size_t rows) {
   check(logits.dims() == 2 && logits.dtype() == DType::kF32 && logits.is_contiguous() &&
             logits.size(1) > 0,
-        "{}: logits must be contiguous float32 [R, V], got {}", op, logits.str());
+        "{}: logits must be contiguous float32 [R, V], got {}", op, logits);
   check(logits.size(0) == static_cast<int64_t>(rows), "{}: {} rows asked of logits {}", op, rows,
-        logits.str());
+        logits);
 }
 
 }  // namespace

@@ -149,3 +149,24 @@ class Tensor {
 };
 
 }  // namespace reft
+
+// Tensors, shapes and devices are formatted only when an error is: check(ok, "got {}", tensor)
+// costs nothing else.
+template <>
+struct fmt::formatter<reft::Tensor> : formatter<string_view> {
+  auto format(const reft::Tensor& t, format_context& context) const {
+    return formatter<string_view>::format(t.str(), context);
+  }
+};
+template <>
+struct fmt::formatter<reft::Shape> : formatter<string_view> {
+  auto format(const reft::Shape& shape, format_context& context) const {
+    return formatter<string_view>::format(shape.str(), context);
+  }
+};
+template <>
+struct fmt::formatter<reft::Device> : formatter<string_view> {
+  auto format(reft::Device device, format_context& context) const {
+    return formatter<string_view>::format(reft::device_name(device), context);
+  }
+};

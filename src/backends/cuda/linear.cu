@@ -176,13 +176,9 @@ void linear_cuda(Tensor& y, const Tensor& x, const Weight& weight, const Tensor&
   });
 }
 
-// Weights are kept as [N, K] rows in the compute type; block formats are expanded to it on the
-// host.
+// Weights are used as they are: [N, K] rows in the compute type.
 void prepare_weight_cuda(Weight& weight, DType compute, bool) {
-  if (weight.dtype == compute) return;
-  const Device device = weight.data.device();
-  weight.data = weight.data.to(kCpuDevice).to(compute).to(device);
-  weight.dtype = compute;
+  check(weight.dtype == compute, "prepare_weight: {} on CUDA", dtype_name(weight.dtype));
 }
 
 const RegisterKernel r1(linear_kernel, DeviceType::kCuda, &linear_cuda);
