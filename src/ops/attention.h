@@ -1,5 +1,5 @@
-// Attention over the paged KV cache. Letters: T tokens of this step, B sequences, H query heads, Hk KV heads,
-// Dh head dim, P page (block) size, N blocks.
+// Attention over the paged KV cache. Letters: T tokens of this step, B sequences, H query heads, Hk
+// KV heads, Dh head dim, P page (block) size, N blocks.
 #pragma once
 
 #include "ops/kernel.h"
@@ -8,7 +8,8 @@
 
 namespace reft {
 
-// The keys and values of one layer. k, v: [N, Hk, P, Dh] in the cache dtype (float32, float16 or bfloat16).
+// The keys and values of one layer. k, v: [N, Hk, P, Dh] in the cache dtype (float32, float16 or
+// bfloat16).
 struct PagedKv {
   Tensor k;
   Tensor v;
@@ -19,26 +20,27 @@ struct QkNormRopeArgs {
   Tensor k_weight;
   float eps = 1e-6f;
   NormKind kind = NormKind::kPlain;
-  Tensor cos_sin;  // [positions, R] float32: cos of R/2 frequencies, then sin; undefined: no rotary embedding
+  Tensor cos_sin;  // [positions, R] float32: cos of R/2 frequencies, then sin; undefined: no rotary
+                   // embedding
   bool interleaved = false;  // pairs (0,1),(2,3)… instead of halves (0,R/2)…
 };
 
-// For every token t: splits qkv[t] into q heads, k heads and v heads; normalises q and k per head; rotates the
-// first R of their Dh dims by positions[t] (y₁ = x₁cos − x₂sin, y₂ = x₂cos + x₁sin); writes k and v to cache
-// slot slots[t] = block * P + offset (skipped where negative). Returns q: [T, H, Dh].
-// qkv: [T, (H + 2Hk) Dh]; positions, slots: [T] int32. H follows from the shapes.
+// For every token t: splits qkv[t] into q heads, k heads and v heads; normalises q and k per head;
+// rotates the first R of their Dh dims by positions[t] (y₁ = x₁cos − x₂sin, y₂ = x₂cos + x₁sin);
+// writes k and v to cache slot slots[t] = block * P + offset (skipped where negative). Returns q:
+// [T, H, Dh]. qkv: [T, (H + 2Hk) Dh]; positions, slots: [T] int32. H follows from the shapes.
 // Follows apply_rotary_pos_emb of modeling_llama and Qwen3Attention.
-Tensor qk_norm_rope_cache(const Tensor& qkv, const Tensor& positions, const Tensor& slots, PagedKv& kv,
-                          const QkNormRopeArgs& args);
-extern Kernel<void(Tensor& q, const Tensor& qkv, const Tensor& positions, const Tensor& slots, PagedKv& kv,
-                   const QkNormRopeArgs& args)>
+Tensor qk_norm_rope_cache(const Tensor& qkv, const Tensor& positions, const Tensor& slots,
+                          PagedKv& kv, const QkNormRopeArgs& args);
+extern Kernel<void(Tensor& q, const Tensor& qkv, const Tensor& positions, const Tensor& slots,
+                   PagedKv& kv, const QkNormRopeArgs& args)>
     qk_norm_rope_cache_kernel;
 
 // Which queries see which keys. All int32, on the op's device.
 struct AttentionBatch {
-  Tensor query_start;   // [B + 1] first token of each sequence in this step
-  Tensor context_len;   // [B] keys in the cache, this step's tokens included
-  Tensor block_table;   // [B, max_blocks] block of keys [i P, (i+1) P) of each sequence
+  Tensor query_start;           // [B + 1] first token of each sequence in this step
+  Tensor context_len;           // [B] keys in the cache, this step's tokens included
+  Tensor block_table;           // [B, max_blocks] block of keys [i P, (i+1) P) of each sequence
   int64_t max_query_len = 0;    // largest of query_start differences
   int64_t max_context_len = 0;  // largest of context_len
 };
@@ -47,13 +49,14 @@ struct AttentionArgs {
   float scale = 1.0f;     // on q·k
   float soft_cap = 0.0f;  // cap * tanh(score / cap) before the mask; 0: none
   int64_t window = 0;     // a query sees itself and the window−1 keys before it; 0: all
-  Tensor sinks;           // [H] float32 logits that join the softmax and are dropped; undefined: none
+  Tensor sinks;  // [H] float32 logits that join the softmax and are dropped; undefined: none
 };
 
-// out[t, h] = softmax(mask(scale q·Kᵀ)) V, causal: the j-th of a sequence's n query tokens sees keys
-// [0, context_len − n + j]. q: [T, H, Dh]. Returns [T, H Dh] in q's dtype; softmax in fp32.
+// out[t, h] = softmax(mask(scale q·Kᵀ)) V, causal: the j-th of a sequence's n query tokens sees
+// keys [0, context_len − n + j]. q: [T, H, Dh]. Returns [T, H Dh] in q's dtype; softmax in fp32.
 // Follows eager_attention_forward of modeling_llama, modeling_gemma2, modeling_gpt_oss.
-Tensor paged_attention(const Tensor& q, const PagedKv& kv, const AttentionBatch& batch, const AttentionArgs& args);
+Tensor paged_attention(const Tensor& q, const PagedKv& kv, const AttentionBatch& batch,
+                       const AttentionArgs& args);
 extern Kernel<void(Tensor& out, const Tensor& q, const PagedKv& kv, const AttentionBatch& batch,
                    const AttentionArgs& args)>
     paged_attention_kernel;

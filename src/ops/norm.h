@@ -6,19 +6,22 @@
 
 namespace reft {
 
-// How the weight enters. kPlain: y = cast(x̂) * w (Llama, Qwen). kFloat: y = cast(x̂ * w) in fp32 (GPT-OSS). kOnePlus: y = cast(x̂ * (1 + w)) in
-// fp32 (Gemma, Qwen3-Next). In fp32 the first two agree.
+// How the weight enters. kPlain: y = cast(x̂) * w (Llama, Qwen). kFloat: y = cast(x̂ * w) in fp32
+// (GPT-OSS). kOnePlus: y = cast(x̂ * (1 + w)) in fp32 (Gemma, Qwen3-Next). In fp32 the first two
+// agree.
 enum class NormKind { kPlain, kFloat, kOnePlus };
 
-// x̂ = x / sqrt(mean(x²) + eps), over the last dimension. x: [T, D] (rows may be strided); weight: [D] float32 or
-// undefined (then y = x̂). Returns [T, D]. Follows LlamaRMSNorm / Gemma2RMSNorm.
+// x̂ = x / sqrt(mean(x²) + eps), over the last dimension. x: [T, D] (rows may be strided); weight:
+// [D] float32 or undefined (then y = x̂). Returns [T, D]. Follows LlamaRMSNorm / Gemma2RMSNorm.
 Tensor rms_norm(const Tensor& x, const Tensor& weight, float eps, NormKind kind = NormKind::kPlain);
-extern Kernel<void(Tensor& y, const Tensor& x, const Tensor& weight, float eps, NormKind kind)> rms_norm_kernel;
+extern Kernel<void(Tensor& y, const Tensor& x, const Tensor& weight, float eps, NormKind kind)>
+    rms_norm_kernel;
 
 // residual += x (in place), returns rms_norm(residual). Both [T, D], contiguous.
 Tensor add_rms_norm(Tensor& residual, const Tensor& x, const Tensor& weight, float eps,
                     NormKind kind = NormKind::kPlain);
-extern Kernel<void(Tensor& y, Tensor& residual, const Tensor& x, const Tensor& weight, float eps, NormKind kind)>
+extern Kernel<void(Tensor& y, Tensor& residual, const Tensor& x, const Tensor& weight, float eps,
+                   NormKind kind)>
     add_rms_norm_kernel;
 
 // a += b, element by element. Same shape, contiguous.

@@ -1,5 +1,6 @@
-// Element types: plain numbers, and the block formats of GGUF, where `block_elems` neighbours of a row share
-// scales and take `block_bytes` bytes. Layouts: ggml's `ggml-common.h` (block_q4_0 …), OCP MX for MXFP4.
+// Element types: plain numbers, and the block formats of GGUF, where `block_elems` neighbours of a
+// row share scales and take `block_bytes` bytes. Layouts: ggml's `ggml-common.h` (block_q4_0 …),
+// OCP MX for MXFP4.
 #pragma once
 
 #include <cstdint>

@@ -1,12 +1,15 @@
-// Scalar conversions between float and the 16-bit formats, round to nearest even. Bit-exact, any host.
+// Scalar conversions between float and the 16-bit formats, round to nearest even. Bit-exact, any
+// host.
 #pragma once
 
 #include <bit>
 #include <cstdint>
 #include <cstring>
 
-// g++ 12 on x86-64, g++ 13 and clang on AArch64 convert _Float16 themselves (in hardware where there is F16C).
-#if (defined(__aarch64__) && (defined(__clang__) || __GNUC__ >= 13)) || (defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && defined(__SSE2__))
+// g++ 12 on x86-64, g++ 13 and clang on AArch64 convert _Float16 themselves (in hardware where
+// there is F16C).
+#if (defined(__aarch64__) && (defined(__clang__) || __GNUC__ >= 13)) || \
+    (defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && defined(__SSE2__))
 #define REFT_HAVE_FLOAT16 1
 #endif
 
@@ -61,10 +64,16 @@ inline f16 to_f16(float x) {
 template <class T>
 T from_float(float x);
 template <>
-inline float from_float<float>(float x) { return x; }
+inline float from_float<float>(float x) {
+  return x;
+}
 template <>
-inline bf16 from_float<bf16>(float x) { return to_bf16(x); }
+inline bf16 from_float<bf16>(float x) {
+  return to_bf16(x);
+}
 template <>
-inline f16 from_float<f16>(float x) { return to_f16(x); }
+inline f16 from_float<f16>(float x) {
+  return to_f16(x);
+}
 
 }  // namespace reft

@@ -1,5 +1,5 @@
-// A block of memory on one device, with whatever keeps it alive: an allocator's block, a mapped file, or
-// memory that somebody else owns.
+// A block of memory on one device, with whatever keeps it alive: an allocator's block, a mapped
+// file, or memory that somebody else owns.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +14,10 @@ class Storage {
  public:
   // `release` runs when the last tensor lets go; it may be empty.
   Storage(Device device, void* data, size_t bytes, std::function<void()> release)
-      : device_(device), data_(static_cast<std::byte*>(data)), bytes_(bytes), release_(std::move(release)) {}
+      : device_(device),
+        data_(static_cast<std::byte*>(data)),
+        bytes_(bytes),
+        release_(std::move(release)) {}
   ~Storage() {
     if (release_) release_();
   }

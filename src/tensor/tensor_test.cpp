@@ -53,8 +53,8 @@ TEST(FloatTypes, RoundTripEveryHalf) {
 }
 
 TEST(FloatTypes, RoundsToNearestEven) {
-  EXPECT_EQ(to_bf16(1.00390625f).bits, to_bf16(1.0f).bits);    // half way, even below
-  EXPECT_EQ(to_float(to_bf16(1.01171875f)), 1.015625f);        // half way, even above
+  EXPECT_EQ(to_bf16(1.00390625f).bits, to_bf16(1.0f).bits);  // half way, even below
+  EXPECT_EQ(to_float(to_bf16(1.01171875f)), 1.015625f);      // half way, even above
   EXPECT_EQ(to_float(to_f16(65520.0f)), INFINITY);
   EXPECT_EQ(to_float(to_f16(1.00048828125f)), 1.0f);
   EXPECT_EQ(to_f16(0x1p-25f).bits, 0);

@@ -14,14 +14,16 @@ struct ChatTemplateInput {
   Json messages = Json::array();  // OpenAI messages; content a string, null or parts
   Json tools;                     // array of tools, or null
   bool add_generation_prompt = true;
-  bool continue_final_message = false;  // leaves the last message open (excludes add_generation_prompt)
-  Json kwargs = Json::object();         // chat_template_kwargs: extra variables (enable_thinking …)
+  // Leaves the last message open; excludes add_generation_prompt.
+  bool continue_final_message = false;
+  Json kwargs = Json::object();  // chat_template_kwargs: extra variables (enable_thinking …)
   std::string bos_token;
   std::string eos_token;
   std::string pad_token;
 };
 
-// Immutable and thread-safe. Sandboxed: no I/O, caps on instructions, output bytes, recursion and time.
+// Immutable and thread-safe. Sandboxed: no I/O, caps on instructions, output bytes, recursion and
+// time.
 class ChatTemplate {
  public:
   // Compiles; throws Error with line and column of a syntax error.
@@ -33,7 +35,8 @@ class ChatTemplate {
   // Throws Error with the template's own message for raise_exception, and for exceeded caps.
   std::string render(const ChatTemplateInput& input) const;
   const std::string& source() const;
-  // "string" when the template treats content as text only, "openai" when it loops over content parts.
+  // "string" when the template treats content as text only, "openai" when it loops over content
+  // parts.
   std::string content_format() const;
 
  private:
@@ -41,11 +44,13 @@ class ChatTemplate {
   std::unique_ptr<State> state_;
 };
 
-// `--chat_template`: a built-in name (chatml, qwen2, qwen3, llama3, gemma, gemma3, deepseek …), a path to a
-// .jinja file, or the template itself (contains "{{" or "{%"). Throws Error listing the built-in names.
+// `--chat_template`: a built-in name (chatml, qwen2, qwen3, llama3, gemma, gemma3, deepseek …), a
+// path to a .jinja file, or the template itself (contains "{{" or "{%"). Throws Error listing the
+// built-in names.
 std::string resolve_chat_template(const std::string& name_path_or_text);
 std::vector<std::string> builtin_chat_templates();
-// The built-in that fits a config.json's model_type, for models that ship none; empty when there is no good guess.
+// The built-in that fits a config.json's model_type, for models that ship none; empty when there is
+// no good guess.
 std::string default_chat_template(std::string_view model_type);
 
 }  // namespace reft
