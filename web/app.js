@@ -95,6 +95,7 @@ function setOnline(online, error) {
 
 async function save(conversation) {
   if (!conversation.messages.length) return;
+  if (conversation === state.current) writeSetting('current', conversation.id);
   if (!state.conversations.includes(conversation)) state.conversations.push(conversation);
   state.conversations.sort((a, b) => b.updated - a.updated);
   drawHistory();
@@ -311,7 +312,6 @@ function submit() {
   $('prompt').value = '';
   fitPrompt();
   chat.send(text);
-  writeSetting('current', state.current.id);
 }
 
 function onPromptKey(event) {

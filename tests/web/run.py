@@ -201,6 +201,18 @@ def history_survives_reload(p):
 
 
 @test
+def suggestions_start_a_chat_that_is_kept(p):
+    p.page.locator(".suggestions button").first.click()
+    p.done()
+    p.open()
+    expect(p.page.locator(".bubble")).to_contain_text("hash map")
+    p.page.keyboard.press("Control+Shift+O")
+    p.open()
+    expect(p.page.locator(".bubble")).to_have_count(0)
+    expect(p.page.locator(".item")).to_have_count(1)
+
+
+@test
 def renames_searches_exports_and_deletes(p):
     p.send("Apples are red")
     p.page.keyboard.press("Control+Shift+O")
