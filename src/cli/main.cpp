@@ -3,6 +3,7 @@
 
 #include "base/check.h"
 #include "cli/command.h"
+#include "ops/norm.h"
 
 namespace reft {
 namespace {
@@ -56,7 +57,8 @@ int run(std::vector<std::string> args) {
     return args.empty() ? 2 : 0;
   }
   if (args[0] == "--version" || args[0] == "-V" || args[0] == "version") {
-    std::printf("reft %s (cpu)\n", REFT_VERSION);
+    std::printf("reft %s (%s)\n", REFT_VERSION,
+                rms_norm_kernel.has(DeviceType::kCuda) ? "cpu, cuda" : "cpu");
     return 0;
   }
   const Command& command = take_command(args);

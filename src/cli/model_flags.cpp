@@ -6,12 +6,27 @@
 #include "base/log.h"
 #include "base/thread_pool.h"
 #include "hub/resolve.h"
+#include "tensor/allocator.h"
 #include "tensor/gguf.h"
 
 namespace reft {
 namespace {
 
 constexpr const char* kDefaultModelFile = "SmolLM2-135M-Instruct.Q4_1.gguf";
+
+// "auto" is the first GPU where this build and machine have one.
+Device choose_device(const std::string& name) {
+  const Device cuda{DeviceType::kCuda, 0};
+  if (name == "cpu") return kCpuDevice;
+  try {
+    allocator_for(cuda);
+    return cuda;
+  } catch (const Error& e) {
+    if (name == "cuda") throw;
+    log_info("Serve", "Running on the CPU: {}", e.what());
+    return kCpuDevice;
+  }
+}
 
 bool is_gguf(const std::string& path) { return std::filesystem::path(path).extension() == ".gguf"; }
 
@@ -71,12 +86,11 @@ void ModelFlags::declare_model(ArgParser& parser, bool positional) {
       "chat_template", &chat_template,
       "A built-in name (qwen3, llama3, chatml, gemma ...), a .jinja file, or the template's text.");
   parser.add("device", &device, "Where to run.");
-  parser.choices("device", {"auto", "cpu"});
+  parser.choices("device", {"auto", "cpu", "cuda"});
   parser.add("threads", &threads, "Compute threads of the CPU backend; 0: one per usable core.",
              {"t"});
   parser.ignored("trust_remote_code", "no remote code is ever run", false);
   parser.ignored("tokenizer_mode", "there is one tokenizer");
-  parser.ignored("enforce_eager", "there are no graphs to capture on the CPU", false);
 }
 
 void ModelFlags::declare_engine(ArgParser& parser) {
@@ -99,6 +113,7 @@ void ModelFlags::declare_engine(ArgParser& parser) {
              "Share of a GPU's memory to use.", {"mem_fraction_static"});
   parser.add("kv_cache_dtype", &engine.kv_cache_dtype, "Type of cached keys and values.");
   parser.choices("kv_cache_dtype", {"auto", "float32", "float16", "bfloat16"});
+  parser.add("enforce_eager", &engine.enforce_eager, "Do not record decode steps as CUDA graphs.");
   parser.add("enable_prefix_caching", &engine.enable_prefix_caching,
              "Reuse the keys and values of prompts with the same beginning.");
   parser.add("enable_chunked_prefill", &engine.enable_chunked_prefill,
@@ -109,7 +124,7 @@ void ModelFlags::declare_engine(ArgParser& parser) {
              "Waiting requests beyond which new ones get a 503; 0: no limit.");
   parser.ignored("swap_space", "preempted requests are recomputed");
   parser.ignored("tensor_parallel_size", "one CPU process serves the model");
-  parser.ignored("max_seq_len_to_capture", "there are no graphs to capture on the CPU");
+  parser.ignored("max_seq_len_to_capture", "every length is captured");
 }
 
 void ModelFlags::declare_seed(ArgParser& parser) {
@@ -147,6 +162,7 @@ ServingModel ModelFlags::load() const {
   if (model.empty() && !quiet)
     log_info("Serve", "No --model given: using the default model, {}", out.path);
   LoadOptions options;
+  options.device = choose_device(device);
   options.dtype = dtype == "float" ? "float32" : dtype == "half" ? "float16" : dtype;
   options.load_format = load_format == "dummy" ? "dummy" : "auto";
   options.seed = static_cast<uint64_t>(seed);

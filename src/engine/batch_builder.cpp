@@ -55,8 +55,35 @@ void compact(StepPlan& plan) {
   plan.num_tokens = tokens;
 }
 
-Tensor wrap(std::vector<int32_t>& values, Shape shape, Device device) {
-  return Tensor::borrow(values.data(), shape, DType::kI32).to(device);
+Tensor wrap(std::vector<int32_t>& values, Shape shape) {
+  return Tensor::borrow(values.data(), shape, DType::kI32);
+}
+
+// One copy for all arrays: they lie end to end in one block of device memory.
+void move_batch(Batch& batch, Device device) {
+  Tensor* parts[] = {&batch.token_ids,
+                     &batch.positions,
+                     &batch.slots,
+                     &batch.attention.query_start,
+                     &batch.attention.context_len,
+                     &batch.attention.block_table,
+                     &batch.logit_rows};
+  constexpr int64_t kAlign = 4;  // 16 bytes
+  int64_t total = 0;
+  for (const Tensor* part : parts) total += (part->numel() + kAlign - 1) / kAlign * kAlign;
+  const Tensor host = Tensor::empty({total}, DType::kI32);
+  int64_t at = 0;
+  for (const Tensor* part : parts) {
+    host.rows(at, at + part->numel()).copy_from(part->reshape({part->numel()}));
+    at += (part->numel() + kAlign - 1) / kAlign * kAlign;
+  }
+  const Tensor moved = host.to(device);
+  at = 0;
+  for (Tensor* part : parts) {
+    const int64_t n = part->numel();
+    *part = moved.rows(at, at + n).reshape(part->shape());
+    at += (n + kAlign - 1) / kAlign * kAlign;
+  }
 }
 
 }  // namespace
@@ -129,15 +156,16 @@ Batch make_batch(StepPlan& plan, Device device) {
   const int64_t num_tokens = plan.num_tokens;
   const auto num_sequences = static_cast<int64_t>(plan.context_len.size());
   Batch batch;
-  batch.token_ids = wrap(plan.token_ids, {num_tokens}, device);
-  batch.positions = wrap(plan.positions, {num_tokens}, device);
-  batch.slots = wrap(plan.slots, {num_tokens}, device);
-  batch.attention.query_start = wrap(plan.query_start, {num_sequences + 1}, device);
-  batch.attention.context_len = wrap(plan.context_len, {num_sequences}, device);
-  batch.attention.block_table = wrap(plan.block_table, {num_sequences, plan.table_width}, device);
+  batch.token_ids = wrap(plan.token_ids, {num_tokens});
+  batch.positions = wrap(plan.positions, {num_tokens});
+  batch.slots = wrap(plan.slots, {num_tokens});
+  batch.attention.query_start = wrap(plan.query_start, {num_sequences + 1});
+  batch.attention.context_len = wrap(plan.context_len, {num_sequences});
+  batch.attention.block_table = wrap(plan.block_table, {num_sequences, plan.table_width});
   batch.attention.max_query_len = plan.max_query_len;
   batch.attention.max_context_len = plan.max_context_len;
-  batch.logit_rows = wrap(plan.logit_rows, {static_cast<int64_t>(plan.logit_rows.size())}, device);
+  batch.logit_rows = wrap(plan.logit_rows, {static_cast<int64_t>(plan.logit_rows.size())});
+  if (device != kCpuDevice) move_batch(batch, device);
   return batch;
 }
 

@@ -66,9 +66,14 @@ EngineOptions settle_options(EngineOptions options, const LoadedModel& model, Kv
   const ModelInfo& info = model.model->info();
   const DType dtype = options.kv_cache_dtype == "auto" ? model.compute_dtype
                                                        : parse_float_dtype(options.kv_cache_dtype);
-  plan = plan_kv_cache(options,
-                       {KvCache::block_bytes(model.model->cache_specs(), options.block_size, dtype),
-                        info.max_position, available_memory()});
+  const int64_t block_bytes =
+      KvCache::block_bytes(model.model->cache_specs(), options.block_size, dtype);
+  const bool dedicated = model.device.type != DeviceType::kCpu;
+  plan = plan_kv_cache(options, {.block_bytes = block_bytes,
+                                 .model_len = info.max_position,
+                                 .available_bytes = dedicated ? device_share(model.device, options)
+                                                              : available_memory(),
+                                 .dedicated = dedicated});
   options.max_model_len = plan.max_model_len;
   options.kv_cache_dtype = dtype_name(dtype);
   if (!options.enable_chunked_prefill && options.max_num_batched_tokens < options.max_model_len) {
@@ -120,9 +125,15 @@ struct Engine::State {
             },
             [this](const RequestState& request) { forget(request); },
             [this](const RequestState&) { delivered(); }),
-        runner(*model.model, cache, device, [this] { step_done(); }) {
+        runner(*model.model, cache, device, make_graphs(), [this] { step_done(); }) {
     log_plan();
     thread = std::thread([this] { work(); });
+  }
+
+  std::unique_ptr<DecodeGraphs> make_graphs() {
+    if (options.enforce_eager || !has_op_graphs(device)) return nullptr;
+    return std::make_unique<DecodeGraphs>(*model.model, cache, device, options.max_num_seqs,
+                                          options.max_model_len);
   }
 
   ~State() {
@@ -163,7 +174,7 @@ struct Engine::State {
   void publish(Clock::time_point now);
 
   LoadedModel model;
-  const Device device = kCpuDevice;
+  const Device device = model.device;
   std::shared_ptr<const Tokenizer> tokenizer;
   KvPlan plan;
   EngineOptions options;

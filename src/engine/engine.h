@@ -31,6 +31,7 @@ struct EngineOptions {
   double gpu_memory_utilization = 0.92;   // of a GPU's memory; on the CPU the automatic size is a
                                           // quarter of what is free, at most 4 GiB
   std::string kv_cache_dtype = "auto";    // auto (the compute dtype) | float32 | float16 | bfloat16
+  bool enforce_eager = false;             // no recorded decode steps (they exist on GPUs only)
   bool enable_prefix_caching = true;
   bool enable_chunked_prefill = true;
   std::string scheduling_policy = "fcfs";  // fcfs | priority

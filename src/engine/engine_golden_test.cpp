@@ -2,6 +2,7 @@
 // outputs however the requests are scheduled.
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <filesystem>
 
 #include "base/log.h"
@@ -31,7 +32,12 @@ std::vector<std::string> golden_names() {
 std::unique_ptr<Engine> make_engine(const std::string& name, EngineOptions options) {
   set_log_level(LogLevel::kOff);
   if (options.num_gpu_blocks_override == 0) options.kv_cache_memory_bytes = 8 << 20;
-  LoadedModel model = load_model((kGolden / name).string(), {.dtype = "float32", .quiet = true});
+  // On the CPU, or with REFT_TEST_DEVICE=cuda on the first GPU, decode graphs included.
+  const char* place = std::getenv("REFT_TEST_DEVICE");
+  const bool cuda = place != nullptr && std::string_view(place) == "cuda";
+  const Device device = cuda ? Device{DeviceType::kCuda, 0} : kCpuDevice;
+  LoadedModel model =
+      load_model((kGolden / name).string(), {.device = device, .dtype = "float32", .quiet = true});
   return std::make_unique<Engine>(std::move(model), nullptr, std::move(options));
 }
 

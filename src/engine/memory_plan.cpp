@@ -6,6 +6,7 @@
 #include <string>
 
 #include "base/log.h"
+#include "tensor/allocator.h"
 
 namespace reft {
 namespace {
@@ -43,6 +44,18 @@ int64_t available_memory() {
   const int64_t used = read_number("/sys/fs/cgroup/memory.current");
   if (limit > 0 && used >= 0) available = std::min(available, std::max<int64_t>(0, limit - used));
   return available;
+}
+
+int64_t device_share(Device device, const EngineOptions& options) {
+  constexpr int64_t kStepBytes = int64_t{1} << 30;
+  check(options.gpu_memory_utilization > 0 && options.gpu_memory_utilization <= 1,
+        "--gpu_memory_utilization must be in (0, 1], got {}", options.gpu_memory_utilization);
+  const DeviceMemory memory = allocator_for(device).device_memory();
+  const auto share =
+      static_cast<int64_t>(static_cast<double>(memory.total) * options.gpu_memory_utilization);
+  log_info("Engine", "GPU Mem Info(free={:.1f} GB, total={:.1f} GB)",
+           static_cast<double>(memory.free) / 1e9, static_cast<double>(memory.total) / 1e9);
+  return std::max<int64_t>(0, share - (memory.total - memory.free) - kStepBytes);
 }
 
 void check_options(const EngineOptions& o) {
@@ -83,7 +96,8 @@ KvPlan plan_kv_cache(const EngineOptions& options, const KvFacts& facts) {
     budget = options.kv_cache_memory_bytes;
     plan.num_blocks = budget / facts.block_bytes;
   } else {
-    budget = std::min(kAutomaticLimit, facts.available_bytes / 4);
+    budget = facts.dedicated ? facts.available_bytes
+                             : std::min(kAutomaticLimit, facts.available_bytes / 4);
     plan.num_blocks = std::min(budget / facts.block_bytes, per_sequence * options.max_num_seqs);
   }
   plan.num_blocks = std::min(plan.num_blocks, most_blocks);

@@ -17,18 +17,23 @@ struct KvFacts {
   int64_t block_bytes = 0;      // of one block over all layers
   int64_t model_len = 0;        // the model's longest sequence; 0: unknown
   int64_t available_bytes = 0;  // memory that is free
+  bool dedicated = false;       // a GPU's, all of it for the cache; else it is shared with others
 };
 
 // num_gpu_blocks_override blocks; else as many as kv_cache_memory_bytes hold; else what a quarter
 // of the free memory, but at most 4 GiB, holds, and no more than max_num_seqs sequences of
 // max_model_len tokens can use. A max_model_len of 0 becomes the model's own, lowered to what the
 // blocks hold; with num_gpu_blocks_override a given one is lowered too. Throws Error with needed,
-// available and a fitting flag value.
+// available and a fitting flag value. Dedicated memory is used whole.
 KvPlan plan_kv_cache(const EngineOptions& options, const KvFacts& facts);
 
 // Memory that this process may still take: MemAvailable of /proc/meminfo, or what the cgroup leaves
 // if that is less.
 int64_t available_memory();
+
+// What --gpu_memory_utilization leaves of a GPU beside what is in use, a step's temporaries allowed
+// for.
+int64_t device_share(Device device, const EngineOptions& options);
 
 // Throws Error naming the flag.
 void check_options(const EngineOptions& options);

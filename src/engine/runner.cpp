@@ -19,10 +19,12 @@ void score_prompt(PlannedSequence& s, const Tensor& logits, int64_t row) {
 
 }  // namespace
 
-Runner::Runner(CausalLmModel& model, KvCache& cache, Device device, std::function<void()> on_done)
+Runner::Runner(CausalLmModel& model, KvCache& cache, Device device,
+               std::unique_ptr<DecodeGraphs> graphs, std::function<void()> on_done)
     : model_(&model),
       cache_(&cache),
       device_(device),
+      graphs_(std::move(graphs)),
       on_done_(std::move(on_done)),
       thread_([this] { work(); }) {}
 
@@ -90,11 +92,16 @@ void Runner::work() {
   }
 }
 
+Tensor Runner::forward(StepPlan& plan) {
+  const bool decodes = plan.max_query_len == 1 && plan.logit_rows.size() == plan.context_len.size();
+  if (graphs_ != nullptr && decodes) return graphs_->forward(make_batch(plan, kCpuDevice));
+  return model_->forward(make_batch(plan, device_), *cache_);
+}
+
 void Runner::run(StepPlan& plan) {
   resolve_batch(plan);
   if (plan.num_tokens == 0) return;
-  const Batch batch = make_batch(plan, device_);
-  Tensor logits = model_->forward(batch, *cache_);
+  const Tensor logits = forward(plan);
   const int64_t vocab_size = logits.size(1);
   check(logits.size(0) == static_cast<int64_t>(plan.logit_rows.size()),
         "the model returned {} rows of logits, not {}", logits.size(0), plan.logit_rows.size());

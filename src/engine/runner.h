@@ -13,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "engine/decode_graphs.h"
 #include "engine/sequence.h"
 #include "models/model.h"
 
@@ -21,7 +22,9 @@ namespace reft {
 class Runner {
  public:
   // `on_done` is called on the compute thread after each step, without locks held.
-  Runner(CausalLmModel& model, KvCache& cache, Device device, std::function<void()> on_done);
+  // With `graphs`, steps of one token per sequence go through them.
+  Runner(CausalLmModel& model, KvCache& cache, Device device, std::unique_ptr<DecodeGraphs> graphs,
+         std::function<void()> on_done);
   ~Runner();  // finishes the step that runs, drops the others
 
   void launch(std::unique_ptr<StepPlan> plan);
@@ -33,10 +36,12 @@ class Runner {
  private:
   void work();
   void run(StepPlan& plan);
+  Tensor forward(StepPlan& plan);
 
   CausalLmModel* model_;
   KvCache* cache_;
   Device device_;
+  std::unique_ptr<DecodeGraphs> graphs_;
   std::function<void()> on_done_;
 
   mutable std::mutex mutex_;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <filesystem>
 #include <numeric>
 
@@ -35,6 +36,13 @@ std::vector<std::string> golden_names(const std::string& ending) {
 
 using Ids = std::vector<int32_t>;
 
+// Where the models run: the CPU, or with REFT_TEST_DEVICE=cuda the first GPU.
+Device golden_device() {
+  const char* name = std::getenv("REFT_TEST_DEVICE");
+  return name != nullptr && std::string_view(name) == "cuda" ? Device{DeviceType::kCuda, 0}
+                                                             : kCpuDevice;
+}
+
 // One sequence's share of a step: tokens [begin, end) of its ids.
 struct Chunk {
   const Ids* ids;
@@ -51,7 +59,7 @@ class Session {
         block_size_(block_size),
         blocks_per_sequence_((max_len + block_size - 1) / block_size),
         cache_(model.cache_specs(), blocks_per_sequence_ * sequences + 1, block_size, cache_dtype,
-               kCpuDevice),
+               golden_device()),
         order_(static_cast<size_t>(cache_.num_blocks())) {
     std::iota(order_.begin(), order_.end(), 0);
     uint32_t state = 12345;
@@ -82,15 +90,19 @@ class Session {
           std::max(batch.attention.max_query_len, chunk.end - chunk.begin);
       batch.attention.max_context_len = std::max(batch.attention.max_context_len, chunk.end);
     }
-    batch.token_ids = Tensor::from_vector(ids);
-    batch.positions = Tensor::from_vector(positions);
-    batch.slots = Tensor::from_vector(slots);
-    batch.attention.query_start = Tensor::from_vector(query_start);
-    batch.attention.context_len = Tensor::from_vector(context_len);
+    const Device device = golden_device();
+    batch.token_ids = Tensor::from_vector(ids).to(device);
+    batch.positions = Tensor::from_vector(positions).to(device);
+    batch.slots = Tensor::from_vector(slots).to(device);
+    batch.attention.query_start = Tensor::from_vector(query_start).to(device);
+    batch.attention.context_len = Tensor::from_vector(context_len).to(device);
     batch.attention.block_table =
-        Tensor::from_vector(table, {static_cast<int64_t>(chunks.size()), blocks_per_sequence_});
-    batch.logit_rows = Tensor::from_vector(rows);
-    return tap ? model_.forward_with_tap(batch, cache_, tap) : model_.forward(batch, cache_);
+        Tensor::from_vector(table, {static_cast<int64_t>(chunks.size()), blocks_per_sequence_})
+            .to(device);
+    batch.logit_rows = Tensor::from_vector(rows).to(device);
+    const Tensor logits =
+        tap ? model_.forward_with_tap(batch, cache_, tap) : model_.forward(batch, cache_);
+    return logits.to(kCpuDevice);
   }
 
  private:
@@ -123,7 +135,7 @@ int32_t argmax(const Tensor& logits, int64_t row) {
 }
 
 LoadedModel load(const fs::path& path, const std::string& dtype) {
-  return load_model(path.string(), {.dtype = dtype, .quiet = true});
+  return load_model(path.string(), {.device = golden_device(), .dtype = dtype, .quiet = true});
 }
 
 constexpr float kLogitBar = 1e-4f;
@@ -156,7 +168,7 @@ TEST_P(Golden, HiddenStatesAndLogits) {
   const Tensor logits = session.step(
       {{&ids_, 0, prompt_len()}}, /*all_rows=*/true, [&](int64_t layer, const Tensor& h) {
         const Tensor want = golden_->read("hidden_states." + std::to_string(layer));
-        EXPECT_LE(max_error(h, want), kLogitBar) << "layer " << layer;
+        EXPECT_LE(max_error(h.to(kCpuDevice), want), kLogitBar) << "layer " << layer;
         EXPECT_EQ(layer, layers++);
       });
   EXPECT_EQ(layers, loaded.model->info().num_layers + 1);

@@ -270,6 +270,7 @@ LoadedModel load_model(const std::string& path, const LoadOptions& options) {
     fail("{}: {}", path, e.what());
   }
   const bool as_stored = options.dtype == "auto";
+  loaded.device = options.device;
   loaded.compute_dtype =
       as_stored ? loaded.model->info().checkpoint_dtype : parse_float_dtype(options.dtype);
 

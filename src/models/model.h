@@ -14,7 +14,8 @@
 
 namespace reft {
 
-// The facts that every layer above needs. Families read their own keys from the config.json themselves.
+// The facts that every layer above needs. Families read their own keys from the config.json
+// themselves.
 struct ModelInfo {
   std::string architecture;  // "Qwen3ForCausalLM"
   int64_t vocab_size = 0;    // rows of the logits
@@ -29,38 +30,42 @@ class CausalLmModel : public Module {
  public:
   virtual const ModelInfo& info() const = 0;
   virtual std::vector<LayerCacheSpec> cache_specs() const = 0;
-  // Logits of batch.logit_rows: [R, V] float32 (any temporaries are freed on return). Writes this step's keys
-  // and values to `cache`.
+  // Logits of batch.logit_rows: [R, V] float32 (any temporaries are freed on return). Writes this
+  // step's keys and values to `cache`.
   virtual Tensor forward(const Batch& batch, KvCache& cache) = 0;
-  // As forward, and calls tap(layer, hidden [T, D]) with the embedding (layer 0) and after each block:
-  // for the goldens. hidden is the residual stream, the last one after the final norm, as output_hidden_states gives it.
+  // As forward, and calls tap(layer, hidden [T, D]) with the embedding (layer 0) and after each
+  // block: for the goldens. hidden is the residual stream, the last one after the final norm, as
+  // output_hidden_states gives it.
   using Tap = std::function<void(int64_t layer, const Tensor& hidden)>;
   virtual Tensor forward_with_tap(const Batch& batch, KvCache& cache, const Tap& tap) = 0;
 };
 
 struct LoadOptions {
   Device device = kCpuDevice;
-  std::string dtype = "auto";       // auto | float32 | float16 | bfloat16; auto: the checkpoint's, GGUF blocks as they are
-  std::string load_format = "auto"; // auto | dummy (random weights from config.json alone)
-  uint64_t seed = 0;                // for dummy
-  int64_t max_model_len = 0;        // sizes the rotary tables; 0: the model's own
-  bool quiet = false;               // no progress bar
+  std::string dtype = "auto";  // auto | float32 | float16 | bfloat16; auto: the checkpoint's, GGUF
+                               // blocks as they are
+  std::string load_format = "auto";  // auto | dummy (random weights from config.json alone)
+  uint64_t seed = 0;                 // for dummy
+  int64_t max_model_len = 0;         // sizes the rotary tables; 0: the model's own
+  bool quiet = false;                // no progress bar
 };
 
 struct LoadedModel {
   std::unique_ptr<CausalLmModel> model;
   Json config;               // config.json, or what the GGUF metadata says in its terms
   Json generation_config;    // generation_config.json or {}
+  Device device;             // where the weights are
   DType compute_dtype;       // float32, float16 or bfloat16: the KV cache's dtype under "auto"
   int64_t weight_bytes = 0;  // in memory, packed
   int64_t num_parameters = 0;
 };
 
-// Loads a Hugging Face folder or a .gguf file. Throws Error naming the file, key or tensor at fault; an
-// architecture that is not known lists those that are. Thread-safe.
+// Loads a Hugging Face folder or a .gguf file. Throws Error naming the file, key or tensor at
+// fault; an architecture that is not known lists those that are. Thread-safe.
 LoadedModel load_model(const std::string& path, const LoadOptions& options);
 
-// A family: how to build the model from a config.json. GGUF files are renamed to Hugging Face keys first.
+// A family: how to build the model from a config.json. GGUF files are renamed to Hugging Face keys
+// first.
 struct ModelFamily {
   std::vector<std::string> architectures;  // names in config.json's "architectures"
   std::unique_ptr<CausalLmModel> (*create)(const Json& config, const LoadOptions& options);

@@ -1,6 +1,7 @@
 #include "tensor/allocator.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -51,6 +52,11 @@ class CpuAllocator final : public Allocator {
   MemoryUse use() const override {
     std::lock_guard lock(mutex_);
     return use_;
+  }
+
+  DeviceMemory device_memory() const override {
+    const int64_t page = ::sysconf(_SC_PAGESIZE);
+    return {.free = page * ::sysconf(_SC_AVPHYS_PAGES), .total = page * ::sysconf(_SC_PHYS_PAGES)};
   }
 
   void copy(void* to, const void* from, size_t bytes, Device, Device) override {

@@ -9,6 +9,12 @@
 
 namespace reft {
 
+// A device's memory as a whole, other processes included.
+struct DeviceMemory {
+  int64_t free = 0;
+  int64_t total = 0;
+};
+
 struct MemoryUse {
   int64_t allocated = 0;  // bytes in live storages
   int64_t cached = 0;     // bytes freed but kept for reuse
@@ -23,6 +29,7 @@ class Allocator {
   // Gives cached blocks back to the system.
   virtual void trim() = 0;
   virtual MemoryUse use() const = 0;
+  virtual DeviceMemory device_memory() const = 0;
   // Copies between this device and the host or within the device, ordered with the ops on it.
   virtual void copy(void* to, const void* from, size_t bytes, Device to_device,
                     Device from_device) = 0;

@@ -25,6 +25,20 @@ inline cudaStream_t stream_of(const Tensor& t) { return cuda_stream(t.device().i
 // Streaming multiprocessors of the device.
 int cuda_num_sms(int device_index);
 
+// While one lives, blocks come from a pool that only recorded graphs use, and go back to it: graphs
+// run one after another, so they may share temporaries with each other, but never with what runs
+// between them.
+class GraphMemory {
+ public:
+  explicit GraphMemory(int device_index);
+  ~GraphMemory();
+  GraphMemory(const GraphMemory&) = delete;
+  GraphMemory& operator=(const GraphMemory&) = delete;
+
+ private:
+  int device_index_;
+};
+
 // After every launch: a bad configuration is an Error that names the kernel.
 inline void check_launch(const char* kernel) { cuda_check(cudaGetLastError(), kernel); }
 

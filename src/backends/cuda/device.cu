@@ -49,10 +49,13 @@ class CudaAllocator final : public Allocator {
   StoragePtr allocate(size_t bytes) override {
     const size_t size = round_up(bytes);
     void* data = nullptr;
+    bool for_graphs = false;
     {
       std::lock_guard lock(mutex_);
-      auto it = free_.find(size);
-      if (it != free_.end() && !it->second.empty()) {
+      for_graphs = recording_;
+      auto& pool = for_graphs ? graph_free_ : free_;
+      auto it = pool.find(size);
+      if (it != pool.end() && !it->second.empty()) {
         data = it->second.back();
         it->second.pop_back();
         use_.cached -= static_cast<int64_t>(size);
@@ -64,8 +67,8 @@ class CudaAllocator final : public Allocator {
       use_.allocated += static_cast<int64_t>(size);
       use_.peak = std::max(use_.peak, use_.allocated);
     }
-    return std::make_shared<Storage>(device_, data, bytes,
-                                     [this, data, size] { release(data, size); });
+    return std::make_shared<Storage>(
+        device_, data, bytes, [this, data, size, for_graphs] { release(data, size, for_graphs); });
   }
 
   void trim() override {
@@ -81,6 +84,17 @@ class CudaAllocator final : public Allocator {
   MemoryUse use() const override {
     std::lock_guard lock(mutex_);
     return use_;
+  }
+
+  void set_recording(bool recording) {
+    std::lock_guard lock(mutex_);
+    recording_ = recording;
+  }
+
+  DeviceMemory device_memory() const override {
+    size_t free_bytes = 0, total_bytes = 0;
+    cuda_check(cudaMemGetInfo(&free_bytes, &total_bytes), "reading the free memory");
+    return {.free = static_cast<int64_t>(free_bytes), .total = static_cast<int64_t>(total_bytes)};
   }
 
   void copy(void* to, const void* from, size_t bytes, Device to_device,
@@ -126,20 +140,22 @@ class CudaAllocator final : public Allocator {
     return data;
   }
 
-  void release(void* data, size_t size) {
+  void release(void* data, size_t size, bool for_graphs) {
     std::lock_guard lock(mutex_);
     use_.allocated -= static_cast<int64_t>(size);
-    free_[size].push_back(data);
+    (for_graphs ? graph_free_ : free_)[size].push_back(data);
     use_.cached += static_cast<int64_t>(size);
   }
 
   Device device_;
   mutable std::mutex mutex_;
   std::map<size_t, std::vector<void*>> free_;
+  std::map<size_t, std::vector<void*>> graph_free_;  // see GraphMemory
+  bool recording_ = false;
   MemoryUse use_;
 };
 
-Allocator& cuda_allocator(int index) {
+CudaAllocator& allocator_of(int index) {
   static std::mutex mutex;
   static auto* allocators =
       new std::map<int, CudaAllocator*>();  // storages may outlive static objects
@@ -149,9 +165,16 @@ Allocator& cuda_allocator(int index) {
   return *allocator;
 }
 
+Allocator& cuda_allocator(int index) { return allocator_of(index); }
+
 const bool registered = (register_allocator(DeviceType::kCuda, &cuda_allocator), true);
 
 }  // namespace
+
+GraphMemory::GraphMemory(int device_index) : device_index_(device_index) {
+  allocator_of(device_index).set_recording(true);
+}
+GraphMemory::~GraphMemory() { allocator_of(device_index_).set_recording(false); }
 
 cudaStream_t cuda_stream(int device_index) { return device_state(device_index).stream; }
 int cuda_num_sms(int device_index) { return device_state(device_index).num_sms; }

@@ -1,0 +1,48 @@
+// Decode steps as recorded graphs. A step in which every sequence computes one token differs from
+// the next only in the contents of the batch's arrays; it is recorded once per (rounded up) number
+// of sequences and then replayed.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "models/model.h"
+#include "ops/graph.h"
+
+namespace reft {
+
+// Compute thread only.
+class DecodeGraphs {
+ public:
+  // `max_sequences` and `max_len` bound what is recorded.
+  DecodeGraphs(CausalLmModel& model, KvCache& cache, Device device, int64_t max_sequences,
+               int64_t max_len);
+
+  // Logits [B, V] of a batch of one token per sequence whose rows are all wanted; the arrays of
+  // `host` lie on the CPU.
+  Tensor forward(const Batch& host);
+
+ private:
+  // The arrays of a recorded step, in one block of device memory.
+  struct Recorded {
+    int64_t sequences = 0;
+    Tensor arrays;
+    Batch batch;
+    Tensor logits;
+    std::unique_ptr<OpGraph> graph;
+  };
+
+  Recorded& recorded_for(int64_t sequences);
+  std::unique_ptr<Recorded> record(int64_t sequences);
+
+  CausalLmModel& model_;
+  KvCache& cache_;
+  Device device_;
+  int64_t max_len_;
+  int64_t table_width_;
+  std::vector<int64_t> sizes_;  // 1, 2, 4, 8, 16, 24 … max_sequences
+  std::map<int64_t, std::unique_ptr<Recorded>> recorded_;
+};
+
+}  // namespace reft
