@@ -7,8 +7,9 @@ namespace reft {
 
 // x: [T, K] float; weight: [N, K] after prepare_weight; bias: [N] float32 or undefined. Returns [T,
 // N] in `out_dtype`, x's dtype or float32; accumulates in fp32. On the CPU activations are float32;
-// against block formats they are quantised, and against bf16/fp16 weights they may be rounded to
-// that dtype where the CPU has a dot instruction for it. Throws Error on a shape mismatch. Follows
+// against block formats they are rounded to 16 bits per 32 values (each by at most 2^-15 of the
+// largest of its 32), and against bf16/fp16 weights they may be rounded to that dtype where the CPU
+// has a dot instruction for it. Throws Error on a shape mismatch. Follows
 // torch.nn.functional.linear.
 Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias, DType out_dtype);
 inline Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias = {}) {

@@ -12,6 +12,7 @@ namespace {
 
 struct Avx2 {
   static constexpr int kLanes = 8;
+  static constexpr bool kSplitBytes = false;
   // Sixteen registers: 6 rows of 2 vectors of floats, or 2 rows of 2 vectors of integer and of
   // float sums.
   static constexpr int vectors(int rows, bool integer) {
@@ -58,10 +59,20 @@ struct Avx2 {
   }
   static B low_nibbles(B b) { return _mm256_and_si256(b, _mm256_set1_epi8(15)); }
   static B high_nibbles(B b) { return low_nibbles(_mm256_srli_epi16(b, 4)); }
-  // Sixteen signed values in both halves.
+
   static B load_table(const int8_t* values) {
     return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values)));
   }
+  static B look_up(B table, B indices) { return _mm256_shuffle_epi8(table, indices); }
+  template <int kBits>
+  static B shift_right(B b) {
+    return _mm256_srli_epi16(b, kBits);
+  }
+  static B keep(B b, int16_t mask) { return _mm256_and_si256(b, _mm256_set1_epi16(mask)); }
+  static B signed_even(B b) { return signed_odd(_mm256_slli_epi16(b, 8)); }
+  static B signed_odd(B b) { return _mm256_srai_epi16(b, 8); }
+  static B no_bytes() { return _mm256_setzero_si256(); }
+  static F to_float(B integers) { return _mm256_cvtepi32_ps(integers); }
 };
 
 }  // namespace

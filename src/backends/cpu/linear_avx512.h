@@ -12,6 +12,7 @@ namespace {
 
 struct Avx512 {
   static constexpr int kLanes = 16;
+  static constexpr bool kSplitBytes = false;
   static constexpr int vectors(int, bool) { return 2; }
 
   using F = __m512;
@@ -51,6 +52,20 @@ struct Avx512 {
   }
   static B low_nibbles(B b) { return _mm512_and_si512(b, _mm512_set1_epi8(15)); }
   static B high_nibbles(B b) { return low_nibbles(_mm512_srli_epi16(b, 4)); }
+
+  static B load_table(const int8_t* values) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values)));
+  }
+  static B look_up(B table, B indices) { return _mm512_shuffle_epi8(table, indices); }
+  template <int kBits>
+  static B shift_right(B b) {
+    return _mm512_srli_epi16(b, kBits);
+  }
+  static B keep(B b, int16_t mask) { return _mm512_and_si512(b, _mm512_set1_epi16(mask)); }
+  static B signed_even(B b) { return signed_odd(_mm512_slli_epi16(b, 8)); }
+  static B signed_odd(B b) { return _mm512_srai_epi16(b, 8); }
+  static B no_bytes() { return _mm512_setzero_si512(); }
+  static F to_float(B integers) { return _mm512_cvtepi32_ps(integers); }
 };
 
 }  // namespace

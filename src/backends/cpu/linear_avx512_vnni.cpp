@@ -1,4 +1,4 @@
-// Integer tiles for AVX-512 with VNNI: VPDPBUSD multiplies unsigned codes by signed activations.
+// Integer tiles for AVX-512 with VNNI: VPDPWSSD adds the products of two pairs of 16 bits.
 #include "backends/cpu/linear_kernels.h"
 
 #if defined(__x86_64__)
@@ -16,38 +16,16 @@
 #endif
 
 #include "backends/cpu/linear_avx512.h"
+#include "backends/cpu/linear_pairs.h"
 #include "backends/cpu/linear_tile.h"
 
 namespace reft::cpu {
 namespace {
 
 struct Avx512Vnni : Avx512 {
-  static constexpr int kSignedBias = 128;
-
+  static B add_pairs(B acc, B w, B x) { return _mm512_dpwssd_epi32(acc, w, x); }
   template <Code code>
-  struct Dot {
-    using Acc = __m512i;
-    using Codes = __m512i;
-    static __m512i table(const int8_t* values) {
-      if constexpr (code != Code::kLookup) return _mm512_setzero_si512();
-      const __m128i signed_values = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
-      return _mm512_xor_si512(_mm512_broadcast_i32x4(signed_values), _mm512_set1_epi8(-128));
-    }
-    static Codes codes(B b, __m512i table) {
-      if constexpr (code == Code::kLookup) return _mm512_shuffle_epi8(table, b);
-      if constexpr (code == Code::kByte) return _mm512_xor_si512(b, _mm512_set1_epi8(-128));
-      return b;
-    }
-    template <bool kMin>
-    static Acc init(const std::byte* correction) {
-      return kMin ? _mm512_setzero_si512() : broadcast_word(correction);
-    }
-    static Acc step(Acc acc, Codes w, B x) { return _mm512_dpbusd_epi32(acc, w, x); }
-    template <bool kMin>
-    static F finish(Acc acc, const std::byte*) {
-      return _mm512_cvtepi32_ps(acc);
-    }
-  };
+  using Dot = PairDot<Avx512Vnni, code>;
 };
 
 constexpr KernelTable make_table() {

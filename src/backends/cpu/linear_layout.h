@@ -7,26 +7,31 @@
 //
 //   float layouts   for each k (each pair of k for bfloat16): kPanel values (pairs)
 //   integer layouts for each unit of kUnit values of k: scales, then minimums, then codes
-//     codes         for each j in k / 4: kPanel words of 4 codes, one byte each (k = 4j … 4j + 3);
-//     of 4-bit codes,
-//                   word j of the low nibbles and word j + 1 of the high nibbles share their bytes
+//     codes         for each j in k / 4: kPanel words of 4 codes, one byte each, of k = 4j, 4j + 2,
+//                   4j + 1, 4j + 3: the even and the odd bytes widen to consecutive pairs; of 4-bit
+//                   codes, word j of the low nibbles and word j + 1 of the high nibbles share their
+//                   bytes
 //     scales, mins  kPanel of each; 16-bit floats, or for the two-level layouts signed bytes, one
-//     set per
-//                   `group` values of k, to be multiplied by 16-bit floats that stand before every
-//                   8 units
+//                   set per `group` values of k, to be multiplied by 16-bit floats that stand
+//                   before every 8 units
 //
 // Activations are packed in tiles of R rows (R: as many as a kernel call takes):
 //
 //   float layouts   for each k (pair): R values (pairs)
-//   integer layouts for each unit: for each j in k / 4, R words of 4 signed bytes; then R scales
-//   (float); then for
-//                   each group R corrections: see Activation
+//   integer layouts for each unit: for each j in k / 4, R times four 16-bit integers q (k = 4j …
+//                   4j + 3; where V::kSplitBytes, the four high bytes and the four low bytes of
+//                   q = 256 high + low, both signed, in the order of the codes); then R scales a
+//                   (float); then for each group R corrections: a sum(q) (float) for the layouts
+//                   with minimums, else what an integer sum starts with: −offset sum(q)
 //
 // An integer tile computes, exactly but for the rounding of float32,
 //   y[t, n] = sum over groups of scale[n] a[t] (sum over k of (code[n, k] − offset) q[t, k]) +
 //   min[n] a[t] sum(q[t, k])
-// where a[t] q[t, k] is the activation rounded to 8 bits. This header is included by files that are
-// compiled for other instruction sets, so it holds plain types and constants only.
+// where a[t] q[t, k] is the activation rounded to 16 bits: |q| <= kActivationMax. Models have
+// channels with values 1000 times the others'; those others keep 32 steps to either side of zero,
+// where 8 bits would round them all to zero. The integer sums are exact: 32 products of at most
+// 2^7 · 2^15 fit in 32 bits. This header is included by files that are compiled for other
+// instruction sets, so it holds plain types and constants only.
 #pragma once
 
 #include <cstddef>
@@ -38,6 +43,7 @@ inline constexpr int kPanel = 32;  // output features in a panel
 inline constexpr int kUnit = 32;   // values of k that share an activation scale
 inline constexpr int kSuperUnits =
     8;  // units under one pair of 16-bit floats in the two-level layouts
+inline constexpr int kActivationMax = 127 * 256;  // the most that signed bytes can split
 inline constexpr int kMaxTileRows = 12;
 inline constexpr int kLineBytes = 64;  // of a cache line
 
@@ -137,7 +143,7 @@ constexpr int64_t panel_bytes(Layout layout, int64_t k) {
 // Bytes of one row's share of a packed tile of activations.
 constexpr int64_t activation_bytes(Layout layout, int64_t k) {
   const LayoutInfo info = layout_info(layout);
-  if (info.integer) return k / kUnit * (kUnit + 4 + 4 * groups_per_unit(info));
+  if (info.integer) return k / kUnit * (2 * kUnit + 4 + 4 * groups_per_unit(info));
   return layout == Layout::kBF16Dot ? (k + 1) / 2 * 4 : (k + 1) / 2 * 8;
 }
 

@@ -21,7 +21,7 @@ struct NeonInteger : Neon {
 constexpr KernelTable make_table() {
   KernelTable table{.name = "neon"};
   fill_float_layouts<Neon, 6>(table);
-  fill_integer_layouts<NeonInteger, 3>(table);
+  fill_integer_layouts<NeonInteger, 4>(table);
   return table;
 }
 

@@ -11,10 +11,13 @@ namespace {
 
 struct Neon {
   static constexpr int kLanes = 4;
-  static constexpr int kSignedBias = 0;
-  // Thirty-two registers: 6 rows of 4 vectors of floats, or 3 rows of 4 vectors of integer and of
-  // float sums.
-  static constexpr int vectors(int rows, bool) { return rows == 1 ? 8 : 4; }
+  static constexpr bool kSplitBytes = true;
+  // Thirty-two registers: 6 rows of 4 vectors of floats, or 4 rows of 2 vectors of two integer sums
+  // and a float sum.
+  static constexpr int vectors(int rows, bool integer) {
+    if (integer) return rows <= 2 ? 4 : 2;
+    return rows == 1 ? 8 : 4;
+  }
 
   using F = float32x4_t;
   using B = int8x16_t;
@@ -57,28 +60,41 @@ struct Neon {
   static B high_nibbles(B b) { return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(b), 4)); }
 };
 
-// All codes are signed bytes. V::dot adds the products of each four bytes.
+// Signed bytes by signed bytes: the high and the low bytes of activations have a sum each, which
+// only the end joins. V::dot adds the products of each four bytes.
 template <class V, Code code>
 struct NeonDot {
-  using Acc = int32x4_t;
-  using Codes = int8x16_t;
+  struct Acc {
+    int32x4_t high, low;
+  };
+  struct X {
+    int8x16_t high, low;
+  };
+  static constexpr int kParts = 1;
 
   static int8x16_t table(const int8_t* values) {
     if constexpr (code == Code::kLookup) return vld1q_s8(values);
     return vdupq_n_s8(0);
   }
-  static Codes codes(int8x16_t b, int8x16_t table) {
-    if constexpr (code == Code::kLookup) return vqtbl1q_s8(table, vreinterpretq_u8_s8(b));
-    return b;
+  // The words of the low (half 0) or high nibbles, or of the whole bytes.
+  static int8x16_t codes(int8x16_t b, int half, int, int8x16_t table) {
+    if constexpr (!is_nibble(code)) return b;
+    const int8x16_t nibbles = half == 0 ? V::low_nibbles(b) : V::high_nibbles(b);
+    if constexpr (code == Code::kLookup) return vqtbl1q_s8(table, vreinterpretq_u8_s8(nibbles));
+    return nibbles;
   }
+  static X load(const std::byte* x) { return {V::broadcast_word(x), V::broadcast_word(x + 4)}; }
+  // With kMin the correction is not for the integer sum (see linear_layout.h).
   template <bool kMin>
   static Acc init(const std::byte* correction) {
-    return kMin ? vdupq_n_s32(0) : vld1q_dup_s32(reinterpret_cast<const int32_t*>(correction));
+    const int32x4_t zero = vdupq_n_s32(0);
+    return {zero, kMin ? zero : vld1q_dup_s32(reinterpret_cast<const int32_t*>(correction))};
   }
-  static Acc step(Acc acc, Codes w, int8x16_t x) { return V::dot(acc, w, x); }
-  template <bool kMin>
-  static float32x4_t finish(Acc acc, const std::byte*) {
-    return vcvtq_f32_s32(acc);
+  static Acc step(Acc acc, int8x16_t w, X x) {
+    return {V::dot(acc.high, w, x.high), V::dot(acc.low, w, x.low)};
+  }
+  static float32x4_t finish(Acc acc) {
+    return vcvtq_f32_s32(vaddq_s32(vshlq_n_s32(acc.high, 8), acc.low));
   }
 };
 

@@ -24,7 +24,7 @@ struct NeonSdot : Neon {
 
 constexpr KernelTable make_table() {
   KernelTable table{.name = "neon_dot"};
-  fill_integer_layouts<NeonSdot, 3>(table);
+  fill_integer_layouts<NeonSdot, 4>(table);
   return table;
 }
 

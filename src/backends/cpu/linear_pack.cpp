@@ -163,6 +163,7 @@ void write_unit(const UnitValues& in, std::byte* super, std::byte* unit, int n) 
       std::memcpy(&next, in.codes + 4 * j + 4, 4);
       word |= next << 4;
     }
+    word = (word & 0xff0000ffu) | (word & 0xff00u) << 8 | (word >> 8 & 0xff00u);
     std::memcpy(codes, &word, 4);
   }
 }

@@ -1,6 +1,7 @@
 // Every kernel of `linear` that this machine can run, against the float64 product of the
 // dequantised weight and the activations as the kernel must round them: what is left is the
-// rounding of float32 sums, so that no other error can hide.
+// rounding of float32 sums, so that no other error can hide. And against the product of the
+// activations themselves, which the kernel's rounding must not move by more than half a step each.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -14,6 +15,15 @@
 
 namespace reft::cpu {
 namespace {
+
+// Activations as models have them: a few are 1000 times the rest.
+void add_outliers(Tensor& x, uint32_t seed) {
+  std::mt19937 random(seed);
+  for (int64_t t = 0; t < x.size(0); ++t) {
+    const int64_t at = static_cast<int64_t>(random() % static_cast<uint64_t>(x.size(1)));
+    x.data<float>()[t * x.stride(0) + at] = (random() % 2 == 0 ? 1000.0f : -1000.0f);
+  }
+}
 
 Tensor random_floats(Shape shape, uint32_t seed) {
   std::mt19937 random(seed);
@@ -79,12 +89,24 @@ std::vector<double> rounded_activations(const Tensor& x, Layout layout) {
         for (int64_t j = i / kUnit * kUnit; j < i / kUnit * kUnit + kUnit; ++j) {
           max = std::max(max, std::abs(row[j]));
         }
-        const float inverse = max > 0 ? 127.0f / max : 0.0f;
-        out.push_back(double{max / 127.0f} * std::nearbyint(row[i] * inverse));
+        const float inverse = max > 0 ? kActivationMax / max : 0.0f;
+        out.push_back(double{max / kActivationMax} * std::nearbyint(row[i] * inverse));
       }
     }
   }
   return out;
+}
+
+// The most by which rounding may move one activation: half a step of a unit, or of a bfloat16.
+double rounding_bound(const float* row, int64_t i, Layout layout) {
+  if (layout == Layout::kBF16Dot) return std::abs(row[i]) / 256.0;
+  if (!layout_info(layout).integer) return 0.0;
+  float max = 0;
+  for (int64_t j = i / kUnit * kUnit; j < i / kUnit * kUnit + kUnit; ++j) {
+    max = std::max(max, std::abs(row[j]));
+  }
+  // The float32 quotient and product before the rounding add a little to the half.
+  return double{max} / kActivationMax * 0.505;
 }
 
 void expect_product(const Tensor& y, const Tensor& x, const Tensor& data, const Tensor& bias,
@@ -99,14 +121,20 @@ void expect_product(const Tensor& y, const Tensor& x, const Tensor& data, const 
     for (float value : w) largest = std::max(largest, std::abs(value));
     for (int64_t t = 0; t < x.size(0); ++t) {
       double want = bias.defined() ? bias.data<float>()[n] : 0.0;
+      double exact = want;
+      double moved = 0.0;
       double magnitude = std::abs(want);
+      const float* row = x.data<float>() + t * x.stride(0);
       for (int64_t i = 0; i < k; ++i) {
         const double xi = rounded[static_cast<size_t>(t * k + i)];
         want += xi * w[static_cast<size_t>(i)];
+        exact += double{row[i]} * w[static_cast<size_t>(i)];
+        moved += rounding_bound(row, i, layout) * std::abs(w[static_cast<size_t>(i)]);
         magnitude += std::abs(xi) * largest;
       }
       const float got = y.data<float>()[t * y.stride(0) + n];
       ASSERT_NEAR(got, want, 1e-6 * magnitude) << what << " t " << t << " n " << n;
+      ASSERT_NEAR(got, exact, moved + 1e-6 * magnitude) << what << " t " << t << " n " << n;
     }
   }
 }
@@ -142,7 +170,9 @@ TEST(CpuLinear, EveryKernelMatchesDouble) {
             tested.insert(&packed->kernels());
             // Every number of rows that a tile can have, and several tiles.
             for (int64_t t = 1; t <= 2 * packed->kernels().max_rows + 1; ++t) {
-              const Tensor x = random_floats({t, k}, static_cast<uint32_t>(t));
+              Tensor x = random_floats({t, k}, static_cast<uint32_t>(t));
+              if (t % 3 == 0 && layout_info(packed->layout()).integer)
+                add_outliers(x, static_cast<uint32_t>(t));
               const Tensor bias = t % 2 == 0 ? random_floats({n}, 3) : Tensor();
               Tensor y = Tensor::empty({t, n}, DType::kF32);
               multiply_packed(y, x, *packed, bias);

@@ -6,11 +6,12 @@
 // A vector type V provides
 //   kLanes                 floats in a vector; a byte vector holds as many words of 4 codes
 //   vectors(rows, integer) vectors of columns that a tile of `rows` rows keeps in registers;
-//   divides kPanel / kLanes F, B                   float vector, byte vector zero set1 load store
-//   fma mul load_f16 load_bf16 load_s8 load_bf16_even load_bf16_odd load_bytes broadcast_word
-//   low_nibbles high_nibbles kSignedBias            what `Dot` adds to signed codes (128 where the
-//   instruction takes unsigned ones) Dot<Code>              integer products: table, codes, init,
-//   step, finish (see linear_scalar.cpp)
+//                          divides kPanel / kLanes
+//   F, B                   float vector, byte vector
+//   zero set1 load store fma mul load_f16 load_bf16 load_s8 load_bf16_even load_bf16_odd load_bytes
+//   broadcast_word low_nibbles high_nibbles
+//   kSplitBytes            how activations are packed (see linear_layout.h)
+//   Dot<Code>              integer products: linear_pairs.h; with kSplitBytes, linear_neon.h
 #pragma once
 
 #include <cstring>
@@ -203,7 +204,7 @@ void integer_columns(const TileArgs& args, int column) {
     for (int i = 0; i < args.prefetch_lines; ++i, prefetch += kLineBytes)
       __builtin_prefetch(prefetch);
     const std::byte* codes = w + unit_bytes(kInfo) - code_bytes(kInfo) + 4 * column;
-    const std::byte* a = x + kUnit * R;
+    const std::byte* a = x + 2 * kUnit * R;
 #pragma GCC unroll 2
     for (int g = 0; g < kGroups; ++g) {
       const std::byte* correction = a + 4 * R * (1 + g);
@@ -222,21 +223,17 @@ void integer_columns(const TileArgs& args, int column) {
         }
 #pragma GCC unroll 2
         for (int half = 0; half < kStep; ++half) {
-          typename Dot::Codes wj[C];
+#pragma GCC unroll 2
+          for (int part = 0; part < Dot::kParts; ++part) {
+            typename V::B wj[C];
 #pragma GCC unroll 12
-          for (int c = 0; c < C; ++c) {
-            if constexpr (kStep == 2) {
-              wj[c] =
-                  Dot::codes(half == 0 ? V::low_nibbles(raw[c]) : V::high_nibbles(raw[c]), table);
-            } else {
-              wj[c] = Dot::codes(raw[c], table);
+            for (int c = 0; c < C; ++c) wj[c] = Dot::codes(raw[c], half, part, table);
+#pragma GCC unroll 12
+            for (int r = 0; r < R; ++r) {
+              const auto xr = Dot::load(x + 8 * R * (j + half) + 8 * r + 4 * part);
+#pragma GCC unroll 12
+              for (int c = 0; c < C; ++c) acc[r][c] = Dot::step(acc[r][c], wj[c], xr);
             }
-          }
-#pragma GCC unroll 12
-          for (int r = 0; r < R; ++r) {
-            const auto xr = V::broadcast_word(x + 4 * R * (j + half) + 4 * r);
-#pragma GCC unroll 12
-            for (int c = 0; c < C; ++c) acc[r][c] = Dot::step(acc[r][c], wj[c], xr);
           }
         }
       }
@@ -249,7 +246,7 @@ void integer_columns(const TileArgs& args, int column) {
         const F ar = V::broadcast_float(a + 4 * r);
 #pragma GCC unroll 12
         for (int c = 0; c < C; ++c) {
-          const F sum = Dot::template finish<kInfo.min>(acc[r][c], correction + 4 * r);
+          const F sum = Dot::finish(acc[r][c]);
           y[r][c] = V::fma(sum, V::mul(scale[c], ar), y[r][c]);
         }
       }
@@ -267,14 +264,14 @@ void integer_columns(const TileArgs& args, int column) {
       }
     }
     w += unit_bytes(kInfo);
-    x += R * (kUnit + 4 + 4 * kGroups);
+    x += R * (2 * kUnit + 4 + 4 * kGroups);
   }
   TileOutput<V>::template finish<R, C>(args, column, y);
 }
 
-// Rounds one unit of a row to 8 bits: q = round(x 127 / max|x|), ties to even; returns a = max|x| /
-// 127.
-inline float quantize_unit(const float* x, int8_t (&q)[kUnit], int (&sums)[2]) {
+// Rounds one unit of a row: q = round(x kActivationMax / max|x|), ties to even; returns a = max|x|
+// / kActivationMax.
+inline float quantize_unit(const float* x, int16_t (&q)[kUnit], int (&sums)[2]) {
   uint32_t largest = 0;  // of non-negative floats the order is that of their bits
   for (int i = 0; i < kUnit; ++i) {
     uint32_t bits;
@@ -284,39 +281,54 @@ inline float quantize_unit(const float* x, int8_t (&q)[kUnit], int (&sums)[2]) {
   }
   float max;
   std::memcpy(&max, &largest, 4);
-  const float inverse = max > 0.0f ? 127.0f / max : 0.0f;
-  int32_t rounded[kUnit];
+  const float inverse = max > 0.0f ? kActivationMax / max : 0.0f;
   for (int i = 0; i < kUnit; ++i) {
-    const float shifted =
-        x[i] * inverse + 12582912.0f;  // 1.5 · 2^23: the sum's low bits are the integer
+    // Rounded before the sum, which a fused multiply-add would round otherwise. 1.5 · 2^23: the
+    // sum's low bits are the integer, or anything for what is not finite.
+    const float shifted = __builtin_rintf(x[i] * inverse) + 12582912.0f;
     int32_t bits;
     std::memcpy(&bits, &shifted, 4);
-    rounded[i] = bits - 0x4b400000;
+    q[i] = static_cast<int16_t>(bits - 0x4b400000);
   }
-  for (int i = 0; i < kUnit; ++i) q[i] = static_cast<int8_t>(rounded[i]);
   for (int half = 0; half < 2; ++half) {
     int sum = 0;
-    for (int i = 0; i < kUnit / 2; ++i) sum += rounded[half * kUnit / 2 + i];
+    for (int i = 0; i < kUnit / 2; ++i) sum += q[half * kUnit / 2 + i];
     sums[half] = sum;
   }
-  return max / 127.0f;
+  return max / kActivationMax;
+}
+
+// q = 256 high + low, four high bytes before four low bytes, in the order of a word of codes.
+inline void split_bytes(int16_t (&q)[kUnit]) {
+  int8_t bytes[2 * kUnit];
+  for (int i = 0; i < kUnit; i += 4) {
+    constexpr int kOrder[4] = {0, 2, 1, 3};
+    for (int b = 0; b < 4; ++b) {
+      const int value = q[i + kOrder[b]];
+      const int high = (value + 128) >> 8;
+      bytes[2 * i + b] = static_cast<int8_t>(high);
+      bytes[2 * i + 4 + b] = static_cast<int8_t>(value - 256 * high);
+    }
+  }
+  std::memcpy(q, bytes, sizeof(bytes));
 }
 
 template <class V, Layout L>
 void pack_integer_activations(const ActivationArgs& args) {
   constexpr LayoutInfo kInfo = layout_info(L);
   constexpr int kGroups = groups_per_unit(kInfo);
-  constexpr bool kSigned = kInfo.code == Code::kByte || kInfo.code == Code::kLookup;
-  constexpr int kOffset = kSigned ? V::kSignedBias : kInfo.offset;
   const size_t stride = 4 * static_cast<size_t>(args.rows);
   for (int r = 0; r < args.rows; ++r) {
     const float* x = args.x + r * args.x_stride;
-    std::byte* out = args.out + 4 * r;
+    std::byte* unit = args.out;
     for (int64_t k = 0; k < args.k; k += kUnit) {
-      int8_t q[kUnit];
+      int16_t q[kUnit];
       int sums[2];
       const float a = quantize_unit(x + k, q, sums);
-      for (int j = 0; j < kUnit / 4; ++j, out += stride) std::memcpy(out, q + 4 * j, 4);
+      if constexpr (V::kSplitBytes) split_bytes(q);
+      for (int j = 0; j < kUnit / 4; ++j, unit += 2 * stride)
+        std::memcpy(unit + 8 * r, q + 4 * j, 8);
+      std::byte* out = unit + 4 * r;
       std::memcpy(out, &a, 4);
       out += stride;
       if constexpr (kGroups == 1) sums[0] += sums[1];
@@ -325,10 +337,11 @@ void pack_integer_activations(const ActivationArgs& args) {
           const float correction = a * static_cast<float>(sums[g]);
           std::memcpy(out, &correction, 4);
         } else {
-          const int32_t correction = -kOffset * sums[g];
+          const int32_t correction = -kInfo.offset * sums[g];
           std::memcpy(out, &correction, 4);
         }
       }
+      unit += (1 + kGroups) * stride;
     }
   }
 }
