@@ -18,7 +18,12 @@ namespace reft::cpu {
 namespace {
 
 struct Avx2Integer : Avx2 {
-  static B add_pairs(B acc, B w, B x) { return _mm256_add_epi32(acc, _mm256_madd_epi16(w, x)); }
+  static B add_pairs(B acc, B w, B x) {
+    B sum = _mm256_add_epi32(acc, _mm256_madd_epi16(w, x));
+    // Keeps the order of the additions: as a tree, they would need more registers than there are.
+    asm("" : "+x"(sum));
+    return sum;
+  }
   template <Code code>
   using Dot = PairDot<Avx2Integer, code>;
 };
