@@ -451,14 +451,15 @@ void run_tiles(Tensor& out, const Tensor& q, const PagedKv& kv, const AttentionB
                                  dim3(blocks_for(rows, 16 * kWarps), kv_heads, sequences));
     return;
   }
-  // Enough blocks for two on every multiprocessor, but at least two tiles of keys for each.
+  // Decoding waits for memory, not for arithmetic: as many splits as fill the multiprocessors
+  // twice, down to one tile each.
   const int64_t keys = s.window > 0
                            ? std::min(batch.max_context_len, s.window + batch.max_query_len)
                            : batch.max_context_len;
   const int64_t wanted =
       2 * cuda_num_sms(q.device().index) / std::max<int64_t>(1, int64_t{sequences} * kv_heads);
   s.num_splits = static_cast<int>(
-      std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, keys / (2 * kTileKeys))));
+      std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, (keys + kTileKeys - 1) / kTileKeys)));
   Tensor partial;
   if (s.num_splits > 1) {
     partial = Tensor::empty({int64_t{sequences} * kv_heads * s.num_splits * 16 * (kDim + 2)},

@@ -8,9 +8,10 @@
 namespace reft {
 namespace {
 
-constexpr int kStreamWarps = 8;  // warps of a block; they split K
 constexpr int kStreamRows = 16;  // rows of W per block
-constexpr int64_t kStreamTokens = 64;
+constexpr int kStreamSlice =
+    64;  // elements of K that a warp takes at a time: 128 bytes of each row
+constexpr int64_t kStreamTokens = 64;  // rows of x at most
 
 __device__ __forceinline__ uint4 load_stream(const void* p) {
   uint4 v;
@@ -20,48 +21,55 @@ __device__ __forceinline__ uint4 load_stream(const void* p) {
   return v;
 }
 
-// One block: 16 rows of W against up to 8 * kTiles rows of x. Warp w takes the 32-element slices w,
-// w + 8, … of K. The order of k inside a slice is the same permutation for W and x, chosen so that
-// every lane loads 16 contiguous bytes: lane (g, t) holds k = 8t … 8t+7 of row g, two matrix
+// One block: 16 rows of W against up to 8 * kTiles rows of x. Warp w takes the slices w, w +
+// kWarps, … of K. The order of k inside a slice is the same permutation for W and x, chosen so that
+// every lane loads 32 contiguous bytes: lane (g, t) holds k = 16t … 16t+15 of row g, four matrix
 // instructions' worth.
-template <class T, class Out, int kTiles>
-__global__ void __launch_bounds__(kStreamWarps * 32)
+template <class T, class Out, int kTiles, int kWarps>
+__global__ void __launch_bounds__(kWarps * 32)
     stream_kernel(Out* __restrict__ y, int64_t y_stride, const T* __restrict__ x, int64_t x_stride,
                   const T* __restrict__ w, const float* __restrict__ bias, int64_t tokens,
                   int64_t n, int64_t k) {
-  __shared__ float partial[kStreamWarps][kStreamRows][kTiles * 8 + 1];
+  __shared__ float partial[kWarps][kStreamRows][kTiles * 8 + 1];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int64_t row0 = blockIdx.x * int64_t{kStreamRows};
   // Rows past the end read the last row; their results are not stored.
-  const T* w0 = w + min(row0 + g, n - 1) * k + t * 8;
-  const T* w1 = w + min(row0 + g + 8, n - 1) * k + t * 8;
+  const T* w0 = w + min(row0 + g, n - 1) * k + t * 16;
+  const T* w1 = w + min(row0 + g + 8, n - 1) * k + t * 16;
   const T* x_rows[kTiles];
 #pragma unroll
   for (int i = 0; i < kTiles; ++i)
-    x_rows[i] = x + min(int64_t{i * 8 + g}, tokens - 1) * x_stride + t * 8;
+    x_rows[i] = x + min(int64_t{i * 8 + g}, tokens - 1) * x_stride + t * 16;
   float d[kTiles][4] = {};
-  constexpr int kUnroll = 4;
-  const int64_t slices = k / 32;
-  for (int64_t base = warp; base < slices; base += kStreamWarps * kUnroll) {
-    uint4 a0[kUnroll], a1[kUnroll];
+  constexpr int kUnroll = kTiles <= 2 ? 4 : 2;
+  const int slices = static_cast<int>(k / kStreamSlice);
+  for (int base = warp; base < slices; base += kWarps * kUnroll) {
+    uint4 a0[kUnroll][2], a1[kUnroll][2];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      const int64_t slice = base + u * kStreamWarps;
-      const int64_t at = (slice < slices ? slice : base) * 32;
-      a0[u] = load_stream(w0 + at);
-      a1[u] = load_stream(w1 + at);
+      const int slice = base + u * kWarps;
+      const int64_t at = int64_t{slice < slices ? slice : base} * kStreamSlice;
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        a0[u][h] = load_stream(w0 + at + h * 8);
+        a1[u][h] = load_stream(w1 + at + h * 8);
+      }
     }
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      const int64_t slice = base + u * kStreamWarps;
+      const int slice = base + u * kWarps;
       if (slice >= slices) break;
-      const uint32_t first[4] = {a0[u].x, a1[u].x, a0[u].y, a1[u].y};
-      const uint32_t second[4] = {a0[u].z, a1[u].z, a0[u].w, a1[u].w};
 #pragma unroll
-      for (int i = 0; i < kTiles; ++i) {
-        const uint4 b = *reinterpret_cast<const uint4*>(x_rows[i] + slice * 32);
-        mma_16816<T>(d[i], first, b.x, b.y);
-        mma_16816<T>(d[i], second, b.z, b.w);
+      for (int h = 0; h < 2; ++h) {
+        const uint32_t first[4] = {a0[u][h].x, a1[u][h].x, a0[u][h].y, a1[u][h].y};
+        const uint32_t second[4] = {a0[u][h].z, a1[u][h].z, a0[u][h].w, a1[u][h].w};
+#pragma unroll
+        for (int i = 0; i < kTiles; ++i) {
+          const uint4 b =
+              *reinterpret_cast<const uint4*>(x_rows[i] + int64_t{slice} * kStreamSlice + h * 8);
+          mma_16816<T>(d[i], first, b.x, b.y);
+          mma_16816<T>(d[i], second, b.z, b.w);
+        }
       }
     }
   }
@@ -73,12 +81,12 @@ __global__ void __launch_bounds__(kStreamWarps * 32)
     partial[warp][g + 8][i * 8 + 2 * t + 1] = d[i][3];
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < kStreamRows * kTiles * 8; i += kStreamWarps * 32) {
+  for (int i = threadIdx.x; i < kStreamRows * kTiles * 8; i += kWarps * 32) {
     const int row = i % kStreamRows, token = i / kStreamRows;
     if (row0 + row >= n || token >= tokens) continue;
     float sum = bias == nullptr ? 0.0f : bias[row0 + row];
 #pragma unroll
-    for (int p = 0; p < kStreamWarps; ++p) sum += partial[p][row][token];
+    for (int p = 0; p < kWarps; ++p) sum += partial[p][row][token];
     y[token * y_stride + row0 + row] = as<Out>(sum);
   }
 }
@@ -112,18 +120,20 @@ template <class T, class Out>
 void launch_stream(Tensor& y, const Tensor& x, const Tensor& w, const float* bias) {
   const int64_t tokens = x.size(0), n = w.size(0), k = w.size(1);
   const unsigned grid = blocks_for(n, kStreamRows);
-  const auto run = [&]<int kTiles>() {
-    stream_kernel<T, Out, kTiles><<<grid, kStreamWarps * 32, 0, stream_of(x)>>>(
+  const auto run = [&]<int kTiles, int kWarps>() {
+    stream_kernel<T, Out, kTiles, kWarps><<<grid, kWarps * 32, 0, stream_of(x)>>>(
         ptr<Out>(y), y.stride(0), ptr<T>(x), x.stride(0), ptr<T>(w), bias, tokens, n, k);
   };
+  // Few blocks: more warps each, so that enough loads are in flight.
+  const bool few = grid < 2u * static_cast<unsigned>(cuda_num_sms(x.device().index));
   if (tokens <= 8) {
-    run.template operator()<1>();
+    few ? run.template operator()<1, 16>() : run.template operator()<1, 8>();
   } else if (tokens <= 16) {
-    run.template operator()<2>();
+    few ? run.template operator()<2, 16>() : run.template operator()<2, 8>();
   } else if (tokens <= 32) {
-    run.template operator()<4>();
+    run.template operator()<4, 8>();
   } else {
-    run.template operator()<8>();
+    run.template operator()<8, 8>();
   }
   check_launch("linear (stream)");
 }
@@ -139,7 +149,7 @@ void linear_cuda(Tensor& y, const Tensor& x, const Weight& weight, const Tensor&
   const float* bias_values = bias.defined() ? ptr<float>(bias) : nullptr;
   const bool half = x.dtype() == w.dtype() && x.dtype() != DType::kF32;
   const bool aligned =
-      k % 32 == 0 && aligned_16(x.raw(), x.stride(0) * 2) && aligned_16(w.raw(), k * 2);
+      k % kStreamSlice == 0 && aligned_16(x.raw(), x.stride(0) * 2) && aligned_16(w.raw(), k * 2);
   const auto with_types = [&](auto f) {
     dispatch_half(x.dtype(), "linear", [&](auto type) {
       using T = decltype(type);

@@ -9,60 +9,66 @@
 namespace reft {
 namespace {
 
+// The most likely token of a stretch of a row, and Σ exp(x − best) over it.
+struct Best {
+  float value;
+  int32_t id;
+  float sum;
+};
+
 struct GreedyResult {
   int32_t token;
   float logprob;
 };
 
+constexpr int kGreedyThreads = 256;
+constexpr int kGreedyParts = 64;  // blocks of a row
+
 // NaN counts as −inf; ties go to the lowest id.
-__device__ __forceinline__ bool better(float a, int32_t a_id, float b, int32_t b_id) {
-  return a > b || (a == b && a_id < b_id);
+__device__ __forceinline__ void merge(Best& a, const Best& b) {
+  const float top = fmaxf(a.value, b.value);
+  const float own = a.value == -INFINITY ? 0.0f : a.sum * expf(a.value - top);
+  const float other = b.value == -INFINITY ? 0.0f : b.sum * expf(b.value - top);
+  if (b.value > a.value || (b.value == a.value && b.id < a.id)) a = b;
+  a.sum = own + other;
 }
 
-__global__ void greedy_kernel(GreedyResult* __restrict__ out, const float* __restrict__ logits,
-                              int64_t vocab) {
-  __shared__ float best_values[32], sums[32];
-  __shared__ int32_t best_ids[32];
-  const float* row = logits + blockIdx.x * vocab;
-  float best = -INFINITY, sum = 0.0f;  // sum of exp(x − best)
-  int32_t best_id = 0x7fffffff;
-  for (int64_t i = threadIdx.x; i < vocab; i += blockDim.x) {
-    const float x = isnan(row[i]) ? -INFINITY : row[i];
-    if (better(x, static_cast<int32_t>(i), best, best_id)) {
-      sum = best == -INFINITY ? (x == -INFINITY ? 0.0f : 1.0f) : sum * expf(best - x) + 1.0f;
-      best = x;
-      best_id = static_cast<int32_t>(i);
-    } else if (x != -INFINITY) {
-      sum += expf(x - best);
-    }
-  }
-  const auto merge = [&](float other, int32_t other_id, float other_sum) {
-    const float top = fmaxf(best, other);
-    const float own_part = best == -INFINITY ? 0.0f : sum * expf(best - top);
-    const float other_part = other == -INFINITY ? 0.0f : other_sum * expf(other - top);
-    sum = own_part + other_part;
-    if (better(other, other_id, best, best_id)) {
-      best = other;
-      best_id = other_id;
-    }
-  };
+__device__ __forceinline__ Best merge_warp(Best best) {
   for (int offset = 16; offset > 0; offset /= 2) {
-    const float other = __shfl_down_sync(0xffffffffu, best, offset);
-    const int32_t other_id = __shfl_down_sync(0xffffffffu, best_id, offset);
-    const float other_sum = __shfl_down_sync(0xffffffffu, sum, offset);
-    merge(other, other_id, other_sum);
+    merge(best, {__shfl_xor_sync(0xffffffffu, best.value, offset),
+                 __shfl_xor_sync(0xffffffffu, best.id, offset),
+                 __shfl_xor_sync(0xffffffffu, best.sum, offset)});
   }
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
-  if (lane == 0) {
-    best_values[warp] = best;
-    best_ids[warp] = best_id;
-    sums[warp] = sum;
+  return best;
+}
+
+// parts: [R, kGreedyParts].
+__global__ void greedy_parts_kernel(Best* __restrict__ parts, const float* __restrict__ logits,
+                                    int64_t vocab) {
+  __shared__ Best warps[kGreedyThreads / 32];
+  const float* row = logits + blockIdx.y * vocab;
+  Best best{-INFINITY, 0x7fffffff, 0.0f};
+  for (int64_t i = blockIdx.x * int64_t{kGreedyThreads} + threadIdx.x; i < vocab;
+       i += int64_t{kGreedyParts} * kGreedyThreads) {
+    if (!isnan(row[i])) merge(best, {row[i], static_cast<int32_t>(i), 1.0f});
   }
+  best = merge_warp(best);
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = best;
   __syncthreads();
   if (threadIdx.x != 0) return;
-  for (int w = 1; w < warps; ++w) merge(best_values[w], best_ids[w], sums[w]);
+  for (int w = 1; w < kGreedyThreads / 32; ++w) merge(best, warps[w]);
+  parts[blockIdx.y * kGreedyParts + blockIdx.x] = best;
+}
+
+// One warp per row.
+__global__ void greedy_final_kernel(GreedyResult* __restrict__ out,
+                                    const Best* __restrict__ parts) {
+  const Best* row = parts + blockIdx.x * kGreedyParts;
+  Best best = row[threadIdx.x];
+  for (int p = threadIdx.x + 32; p < kGreedyParts; p += 32) merge(best, row[p]);
+  best = merge_warp(best);
   // A row without any number at all has no most likely token: id 0, as the CPU kernel says.
-  out[blockIdx.x] = {best_id == 0x7fffffff ? 0 : best_id, -logf(sum)};
+  if (threadIdx.x == 0) out[blockIdx.x] = {best.id == 0x7fffffff ? 0 : best.id, -logf(best.sum)};
 }
 
 bool plain_greedy(const SampleRow& row) {
@@ -82,8 +88,12 @@ void sample_cuda(std::vector<SampleResult>& out, Tensor& logits,
   }
   const auto count = static_cast<int64_t>(rows.size());
   const Tensor results = Tensor::empty({count, 2}, DType::kF32, logits.device());
-  greedy_kernel<<<static_cast<unsigned>(count), 1024, 0, stream_of(logits)>>>(
-      reinterpret_cast<GreedyResult*>(results.raw()), ptr<float>(logits), logits.size(1));
+  const Tensor parts =
+      Tensor::empty({count * kGreedyParts * int64_t{sizeof(Best)}}, DType::kU8, logits.device());
+  greedy_parts_kernel<<<dim3(kGreedyParts, static_cast<unsigned>(count)), kGreedyThreads, 0,
+                        stream_of(logits)>>>(ptr<Best>(parts), ptr<float>(logits), logits.size(1));
+  greedy_final_kernel<<<static_cast<unsigned>(count), 32, 0, stream_of(logits)>>>(
+      reinterpret_cast<GreedyResult*>(results.raw()), ptr<Best>(parts));
   check_launch("sample");
   const Tensor host = results.to(kCpuDevice);
   const auto* values = reinterpret_cast<const GreedyResult*>(host.raw());
