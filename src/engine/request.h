@@ -17,7 +17,8 @@ namespace reft {
 // A request that cannot be served, and whose fault it is: becomes an HTTP 4xx.
 class RequestError : public Error {
  public:
-  RequestError(const std::string& message, std::string param, int status = 400, std::string code = "")
+  RequestError(const std::string& message, std::string param, int status = 400,
+               std::string code = "")
       : Error(message), param_(std::move(param)), status_(status), code_(std::move(code)) {}
   const std::string& param() const { return param_; }  // name of the request field; may be empty
   int status() const { return status_; }
