@@ -37,11 +37,12 @@ struct ThreadPool::State {
   const int num_threads;
   std::mutex callers;  // one job at a time
   std::vector<std::thread> threads;
-  const FunctionRef<void(int, int)>* job = nullptr;
+  // What a worker reads to start a job is one cache line, and what it writes another.
   alignas(64) std::atomic<uint32_t> generation{0};  // bumped to publish a job
-  alignas(64) std::atomic<int> pending{0};          // workers that have not finished it
   std::atomic<bool> stopping{false};
-  std::mutex error_mutex;
+  const FunctionRef<void(int, int)>* job = nullptr;
+  alignas(64) std::atomic<int> pending{0};  // workers that have not finished it
+  alignas(64) std::mutex error_mutex;
   std::exception_ptr error;
 
   void execute(int worker) {
