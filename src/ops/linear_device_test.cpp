@@ -52,7 +52,9 @@ void run_case(const LinearCase& c, DType dtype, DType out_dtype, bool with_bias,
   const std::vector<double> added =
       with_bias ? doubles(bias) : std::vector<double>(static_cast<size_t>(c.n), 0.0);
   for (size_t i = 0; i < want.size(); ++i) {
-    ASSERT_NEAR(got[i], want[i], 1e-6 * magnitude[i] + rounding * (std::abs(want[i]) + 1e-3))
+    const double before = want[i] - added[i % static_cast<size_t>(c.n)];
+    ASSERT_NEAR(got[i], want[i],
+                1e-6 * magnitude[i] + rounding * (std::abs(want[i]) + std::abs(before)))
         << "T " << c.tokens << " N " << c.n << " K " << c.k << " " << dtype_name(dtype) << " to "
         << dtype_name(out_dtype) << (with_bias ? " with bias" : "") << " [" << i << "]";
   }

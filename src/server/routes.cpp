@@ -1,13 +1,13 @@
 // The small routes: tokenize, detokenize, apply_template, models, health, version, metrics, the web
 // UI.
+#include <boost/beast/zlib/inflate_stream.hpp>
+#include <cstring>
+
+#include "server/assets.h"
 #include "server/chat_prompt.h"
 #include "server/handlers.h"
 #include "server/json_writer.h"
 #include "server/openai_requests.h"
-
-#if __has_include("server/assets.h")
-#include "server/assets.h"
-#endif
 
 namespace reft {
 namespace {
@@ -140,8 +140,46 @@ void handle_metrics(ServeContext& context, const std::shared_ptr<Exchange>& exch
   exchange->respond(std::move(response));
 }
 
+namespace {
+
+// Whether an Accept-Encoding header allows gzip: named, or "*", without q=0.
+bool accepts_gzip(std::string_view header) {
+  for (size_t begin = 0; begin < header.size();) {
+    const size_t end = std::min(header.find(',', begin), header.size());
+    std::string_view item = header.substr(begin, end - begin);
+    item.remove_prefix(std::min(item.find_first_not_of(' '), item.size()));
+    const std::string_view name = item.substr(0, item.find_first_of("; "));
+    if (name == "gzip" || name == "*") {
+      const size_t q = item.find("q=0");
+      return q == std::string_view::npos || item.find_first_of("123456789", q + 3) != item.npos;
+    }
+    begin = end + 1;
+  }
+  return false;
+}
+
+// The contents of an embedded gzip member without optional header fields (`gzip -n`).
+std::string gunzip(std::string_view member) {
+  constexpr size_t kHeader = 10, kTrailer = 8;
+  check(member.size() > kHeader + kTrailer && member[3] == 0, "an embedded file is not plain gzip");
+  uint32_t size = 0;
+  std::memcpy(&size, member.data() + member.size() - 4, 4);
+  std::string out(size, '\0');
+  boost::beast::zlib::inflate_stream inflater;
+  boost::beast::zlib::z_params params;
+  params.next_in = member.data() + kHeader;
+  params.avail_in = member.size() - kHeader - kTrailer;
+  params.next_out = out.data();
+  params.avail_out = out.size();
+  boost::system::error_code error;
+  inflater.write(params, boost::beast::zlib::Flush::finish, error);
+  check(params.total_out == size, "an embedded file cannot be expanded: {}", error.message());
+  return out;
+}
+
+}  // namespace
+
 void handle_asset(ServeContext&, const std::shared_ptr<Exchange>& exchange) {
-#if __has_include("server/assets.h")
   const HttpRequest& request = exchange->request();
   if (const Asset* asset = find_asset(request.path == "/" ? "/ui.html" : request.path)) {
     HttpResponse response;
@@ -150,12 +188,16 @@ void handle_asset(ServeContext&, const std::shared_ptr<Exchange>& exchange) {
     if (!asset->etag.empty() && request.header("if-none-match") == asset->etag) {
       response.status = 304;
     } else {
-      if (asset->gzip) response.extra_headers += "content-encoding: gzip\r\n";
-      response.static_body = asset->bytes;
+      response.extra_headers += "vary: accept-encoding\r\n";
+      if (asset->gzip && !accepts_gzip(request.header("accept-encoding"))) {
+        response.body = gunzip(asset->bytes);
+      } else {
+        if (asset->gzip) response.extra_headers += "content-encoding: gzip\r\n";
+        response.static_body = asset->bytes;
+      }
     }
     return exchange->respond(std::move(response));
   }
-#endif
   exchange->respond(error_response(404, "not found: " + exchange->request().path.substr(0, 200)));
 }
 

@@ -171,3 +171,13 @@ def test_disconnects(url):
     for cut in (10, len(text) - 20, len(text)):
         for _ in range(20):
             raw(url, text[:cut], read=False)
+
+
+def test_ui_page_comes_with_and_without_gzip(http):
+    plain = http.get("/ui.html", headers={"accept-encoding": "identity"})
+    assert plain.status_code == 200 and "content-encoding" not in plain.headers
+    assert plain.text.lower().startswith("<!doctype html>")
+    packed = http.get("/ui.html", headers={"accept-encoding": "gzip"})
+    assert packed.headers["content-encoding"] == "gzip" and packed.text == plain.text
+    refused = http.get("/ui.html", headers={"accept-encoding": "gzip;q=0, deflate"})
+    assert "content-encoding" not in refused.headers and refused.text == plain.text
