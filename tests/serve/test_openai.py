@@ -269,3 +269,14 @@ def test_async_client(url, model):
             return [c async for c in stream]
 
     assert len(asyncio.run(run())) > 2
+
+
+def test_the_default_model_knows_the_capital_of_france(client, model):
+    if "SmolLM2" not in model:
+        pytest.skip("another model is served")
+    ask = {"model": model, "messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
+    answer = client.chat.completions.create(**ask, max_tokens=30)
+    assert "Paris" in answer.choices[0].message.content
+    chunks = client.chat.completions.create(**ask, max_tokens=30, stream=True)
+    streamed = "".join(c.choices[0].delta.content or "" for c in chunks)
+    assert streamed == answer.choices[0].message.content
