@@ -163,12 +163,7 @@ step_fuzz() {
   done
 }
 
-step_tidy() {
-  check "clang-tidy" bash -c '
-    git ls-files "src/*.cpp" | grep -v _test.cpp |
-      xargs -P 2 -n 4 clang-tidy -p build/cpu --quiet --warnings-as-errors="*" >build/test-results/tidy.log 2>&1 ||
-      { grep -E "(error|warning):" build/test-results/tidy.log | head -40; exit 1; }'
-}
+step_tidy() { check "clang-tidy" python3 tools/run_tidy.py build/cpu; }
 
 say "Installing what the tests need"
 check "packages" tools/install_deps.sh --tests

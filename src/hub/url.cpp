@@ -103,9 +103,8 @@ std::string encode_url_path(std::string_view path) {
   std::string out;
   for (const char c : path) {
     const auto byte = static_cast<unsigned char>(c);
-    if (std::isalnum(byte) != 0 && byte < 0x80) {
-      out += c;
-    } else if (std::string_view("-._~/").find(c) != std::string_view::npos) {
+    const bool letter_or_digit = std::isalnum(byte) != 0 && byte < 0x80;
+    if (letter_or_digit || std::string_view("-._~/").find(c) != std::string_view::npos) {
       out += c;
     } else {
       out += fmt::format("%{:02X}", byte);

@@ -193,7 +193,7 @@ std::string format_value(const Value& v, std::string_view spec_text) {
     if (v.is(Kind::kBool) && spec.type == 0) return pad(to_str(v), spec, '<');
     check(integral || float_type || spec.type == 0,
           "chat template: unknown format code '{}' for a number", spec.type);
-    check(!integral || std::string_view("\0bdoxXn", 8).find(spec.type) != std::string_view::npos,
+    check(!integral || std::string_view("\0bdoxXn", 7).find(spec.type) != std::string_view::npos,
           "chat template: unknown format code '{}' for an integer", spec.type);
     return integral ? format_integer(v.as_int(), spec) : format_float(v.number(), spec);
   }

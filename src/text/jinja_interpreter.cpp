@@ -57,7 +57,8 @@ const Value* ArgReader::next(std::string_view name) {
 }
 Value ArgReader::get(std::string_view name, Value fallback) {
   const Value* v = next(name);
-  return v != nullptr ? *v : std::move(fallback);
+  if (v != nullptr) return *v;
+  return fallback;
 }
 Value ArgReader::require(std::string_view name) {
   const Value* v = next(name);
