@@ -8,6 +8,7 @@ import sys
 ALLOWED = {
     "base": set(),
     "tensor": {"base"},
+    "dist": {"base", "tensor"},
     "ops": {"base", "tensor"},
     "backends": {"base", "tensor", "ops"},
     "nn": {"base", "tensor", "ops"},
