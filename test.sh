@@ -141,6 +141,7 @@ step_package() {
     build/package/usr/bin/reft --version
     test -s build/package/usr/share/bash-completion/completions/reft'
   check "only libc and libm are needed" bash -c '
+    ldd build/package/usr/bin/reft >/dev/null || exit 1
     ! ldd build/package/usr/bin/reft | grep -vE "linux-vdso|libc\.so|libm\.so|ld-linux"'
 }
 
