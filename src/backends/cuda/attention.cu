@@ -399,9 +399,14 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Adds up the splits of one row.
+// Adds up the splits of one row. One thread per output dimension; the first warps turn the splits'
+// maxima into weights.
+constexpr int kMaxSplits = 512;
+
 template <class T, int kDim>
 __global__ void combine_kernel(T* __restrict__ out, AttentionShape s) {
+  __shared__ float weights[kMaxSplits];
+  __shared__ float scale;
   const int row = blockIdx.x, kv_head = blockIdx.y, sequence = blockIdx.z;
   const int group = s.num_heads / s.num_kv_heads;
   const int64_t start = s.query_start[sequence];
@@ -410,19 +415,27 @@ __global__ void combine_kernel(T* __restrict__ out, AttentionShape s) {
       s.partial +
       ((int64_t{sequence} * s.num_kv_heads + kv_head) * s.num_splits * 16 + row) * (kDim + 2);
   const int64_t stride = 16 * (kDim + 2);
-  float maximum = -INFINITY;
-  for (int i = 0; i < s.num_splits; ++i) maximum = fmaxf(maximum, parts[i * stride + kDim]);
-  const float base = maximum == -INFINITY ? 0.0f : maximum;
-  float total = 0.0f;
-  for (int i = 0; i < s.num_splits; ++i)
-    total += parts[i * stride + kDim + 1] * exp2f(parts[i * stride + kDim] - base);
   const int head = kv_head * group + row % group;
-  const float scale = row_scale(maximum, total, s.sinks, head);
+  if (threadIdx.x < 32) {
+    float maximum = -INFINITY;
+    for (int i = threadIdx.x; i < s.num_splits; i += 32)
+      maximum = fmaxf(maximum, parts[i * stride + kDim]);
+    maximum = warp_max(maximum);
+    const float base = maximum == -INFINITY ? 0.0f : maximum;
+    float total = 0.0f;
+    for (int i = threadIdx.x; i < s.num_splits; i += 32) {
+      weights[i] = exp2f(parts[i * stride + kDim] - base);
+      total += parts[i * stride + kDim + 1] * weights[i];
+    }
+    total = warp_sum(total);
+    if (threadIdx.x == 0) scale = row_scale(maximum, total, s.sinks, head);
+  }
+  __syncthreads();
   T* to = out + ((start + row / group) * s.num_heads + head) * kDim;
   for (int d = threadIdx.x; d < kDim; d += blockDim.x) {
     float sum = 0.0f;
-    for (int i = 0; i < s.num_splits; ++i)
-      sum += parts[i * stride + d] * exp2f(parts[i * stride + kDim] - base);
+#pragma unroll 8
+    for (int i = 0; i < s.num_splits; ++i) sum += parts[i * stride + d] * weights[i];
     to[d] = as<T>(sum * scale);
   }
 }
@@ -458,8 +471,8 @@ void run_tiles(Tensor& out, const Tensor& q, const PagedKv& kv, const AttentionB
                            : batch.max_context_len;
   const int64_t wanted =
       2 * cuda_num_sms(q.device().index) / std::max<int64_t>(1, int64_t{sequences} * kv_heads);
-  s.num_splits = static_cast<int>(
-      std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, (keys + kTileKeys - 1) / kTileKeys)));
+  const int64_t most = std::min<int64_t>(kMaxSplits, (keys + kTileKeys - 1) / kTileKeys);
+  s.num_splits = static_cast<int>(std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, most)));
   Tensor partial;
   if (s.num_splits > 1) {
     partial = Tensor::empty({int64_t{sequences} * kv_heads * s.num_splits * 16 * (kDim + 2)},

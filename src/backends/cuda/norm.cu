@@ -1,4 +1,7 @@
-// RMS norms: one block per row, the row in two passes (the second one hits the cache).
+// RMS norms: one block per row. Rows of whole 8-element vectors stay in registers; others take two
+// passes.
+#include <algorithm>
+
 #include "backends/cuda/common.h"
 #include "ops/norm.h"
 
@@ -40,6 +43,59 @@ __global__ void rms_norm_kernel_cuda(T* __restrict__ y, T* __restrict__ residual
   }
 }
 
+// Eight neighbouring elements.
+template <class T>
+struct alignas(sizeof(T) * 8 < 16 ? sizeof(T) * 8 : 16) Vector8 {
+  T v[8];
+};
+
+constexpr int kVectorsPerThread = 2;
+
+// As above for rows of whole vectors: each thread keeps up to two of them in registers.
+template <class T>
+__global__ void rms_norm_vector_kernel(T* __restrict__ y, T* __restrict__ residual,
+                                       const T* __restrict__ x, int64_t x_stride,
+                                       const float* __restrict__ weight, int d, float eps,
+                                       NormKind kind) {
+  __shared__ float scratch[32];
+  const int64_t row = blockIdx.x;
+  const int vectors = d / 8;
+  float values[kVectorsPerThread][8];
+  float squares = 0.0f;
+#pragma unroll
+  for (int j = 0; j < kVectorsPerThread; ++j) {
+    const int index = threadIdx.x + j * blockDim.x;
+    if (index >= vectors) continue;
+    const auto in = reinterpret_cast<const Vector8<T>*>(x + row * x_stride)[index];
+    if (residual == nullptr) {
+#pragma unroll
+      for (int e = 0; e < 8; ++e) values[j][e] = as_float(in.v[e]);
+    } else {
+      auto* place = reinterpret_cast<Vector8<T>*>(residual + row * d) + index;
+      Vector8<T> sum = *place;
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        sum.v[e] = as<T>(as_float(sum.v[e]) + as_float(in.v[e]));
+        values[j][e] = as_float(sum.v[e]);
+      }
+      *place = sum;
+    }
+#pragma unroll
+    for (int e = 0; e < 8; ++e) squares += values[j][e] * values[j][e];
+  }
+  const float scale = rsqrtf(block_sum(squares, scratch) / static_cast<float>(d) + eps);
+#pragma unroll
+  for (int j = 0; j < kVectorsPerThread; ++j) {
+    const int index = threadIdx.x + j * blockDim.x;
+    if (index >= vectors) continue;
+    Vector8<T> out;
+#pragma unroll
+    for (int e = 0; e < 8; ++e)
+      out.v[e] = apply_weight<T>(values[j][e] * scale, weight, index * 8 + e, kind);
+    reinterpret_cast<Vector8<T>*>(y + row * d)[index] = out;
+  }
+}
+
 template <class T>
 __global__ void add_kernel(T* __restrict__ a, const T* __restrict__ b, int64_t n) {
   const int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
@@ -56,6 +112,18 @@ void launch(Tensor& y, Tensor* residual, const Tensor& x, const Tensor& weight, 
   if (rows == 0) return;
   dispatch_float(x.dtype(), op, [&](auto type) {
     using T = decltype(type);
+    const auto whole = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
+    const bool vectors = d % 8 == 0 && d <= 8 * 1024 * kVectorsPerThread && x.stride(0) % 8 == 0 &&
+                         whole(x.raw()) && whole(y.raw()) &&
+                         (residual == nullptr || whole(residual->raw()));
+    if (vectors) {
+      const auto threads = static_cast<unsigned>(std::min<int64_t>(1024, (d / 8 + 31) / 32 * 32));
+      rms_norm_vector_kernel<T><<<static_cast<unsigned>(rows), threads, 0, stream_of(x)>>>(
+          ptr<T>(y), residual == nullptr ? nullptr : ptr<T>(*residual), ptr<T>(x), x.stride(0),
+          weight.defined() ? ptr<float>(weight) : nullptr, static_cast<int>(d), eps, kind);
+      check_launch(op);
+      return;
+    }
     rms_norm_kernel_cuda<T><<<static_cast<unsigned>(rows), threads_for(d), 0, stream_of(x)>>>(
         ptr<T>(y), residual == nullptr ? nullptr : ptr<T>(*residual), ptr<T>(x), x.stride(0),
         weight.defined() ? ptr<float>(weight) : nullptr, d, eps, kind);
