@@ -282,7 +282,8 @@ class HttpClient::Exchange {
     error = {};
     if (parser.is_header_done()) parser.put_eof(error);
     if (parser.is_header_done() && !error) return;
-    const auto total = parser.content_length();
+    boost::optional<uint64_t> total;
+    if (parser.is_header_done()) total = parser.content_length();
     throw HttpError(fmt::format("{} closed the connection after {} of {} bytes", response.url.str(),
                                 parser.body_bytes(), total ? std::to_string(*total) : "?"),
                     true);

@@ -15,6 +15,7 @@
 #include <boost/asio/streambuf.hpp>
 #include <boost/asio/write.hpp>
 #include <filesystem>
+#include <memory>
 #include <thread>
 
 #include "hub/http_client.h"
@@ -27,34 +28,35 @@ namespace fs = std::filesystem;
 using testing::HasSubstr;
 
 struct Certificate {
-  EVP_PKEY* key = nullptr;
-  X509* x509 = nullptr;
+  std::shared_ptr<EVP_PKEY> key;
+  std::shared_ptr<X509> x509;
 };
 
 // Self-signed, or signed by `issuer`, valid for the given name ("IP:127.0.0.1", "DNS:localhost").
 Certificate make_certificate(const char* subject_alternative_name,
                              const Certificate* issuer = nullptr) {
-  Certificate made{EVP_EC_gen("P-256"), X509_new()};
+  Certificate made{{EVP_EC_gen("P-256"), &EVP_PKEY_free}, {X509_new(), &X509_free}};
   static long serial = 1;
-  X509_set_version(made.x509, 2);
-  ASN1_INTEGER_set(X509_get_serialNumber(made.x509), serial++);
-  X509_gmtime_adj(X509_getm_notBefore(made.x509), -60);
-  X509_gmtime_adj(X509_getm_notAfter(made.x509), 3600);
-  X509_set_pubkey(made.x509, made.key);
-  X509_NAME* name = X509_get_subject_name(made.x509);
+  X509_set_version(made.x509.get(), 2);
+  ASN1_INTEGER_set(X509_get_serialNumber(made.x509.get()), serial++);
+  X509_gmtime_adj(X509_getm_notBefore(made.x509.get()), -60);
+  X509_gmtime_adj(X509_getm_notAfter(made.x509.get()), 3600);
+  X509_set_pubkey(made.x509.get(), made.key.get());
+  X509_NAME* name = X509_get_subject_name(made.x509.get());
   const std::string common_name = "test " + std::to_string(serial);
   X509_NAME_add_entry_by_txt(name, "CN", MBSTRING_ASC,
                              reinterpret_cast<const unsigned char*>(common_name.c_str()), -1, -1,
                              0);
-  X509_set_issuer_name(made.x509, issuer != nullptr ? X509_get_subject_name(issuer->x509) : name);
+  X509_set_issuer_name(made.x509.get(),
+                       issuer != nullptr ? X509_get_subject_name(issuer->x509.get()) : name);
   const auto extend = [&](int id, const char* value) {
     X509_EXTENSION* extension = X509V3_EXT_conf_nid(nullptr, nullptr, id, value);
-    X509_add_ext(made.x509, extension, -1);
+    X509_add_ext(made.x509.get(), extension, -1);
     X509_EXTENSION_free(extension);
   };
   extend(NID_basic_constraints, issuer != nullptr ? "CA:FALSE" : "critical,CA:TRUE");
   extend(NID_subject_alt_name, subject_alternative_name);
-  X509_sign(made.x509, issuer != nullptr ? issuer->key : made.key, EVP_sha256());
+  X509_sign(made.x509.get(), issuer != nullptr ? issuer->key.get() : made.key.get(), EVP_sha256());
   return made;
 }
 
@@ -66,7 +68,7 @@ const Certificate& authority() {
     const fs::path path =
         fs::temp_directory_path() / ("reft_ca_" + std::to_string(::getpid()) + ".pem");
     FILE* file = std::fopen(path.c_str(), "w");
-    PEM_write_X509(file, ca.x509);
+    PEM_write_X509(file, ca.x509.get());
     std::fclose(file);
     ::setenv("SSL_CERT_FILE", path.c_str(), 1);
     return ca;
@@ -79,8 +81,8 @@ class TlsServer {
  public:
   explicit TlsServer(const Certificate& certificate)
       : acceptor_(io_, {asio::ip::make_address("127.0.0.1"), 0}) {
-    SSL_CTX_use_certificate(context_.native_handle(), certificate.x509);
-    SSL_CTX_use_PrivateKey(context_.native_handle(), certificate.key);
+    SSL_CTX_use_certificate(context_.native_handle(), certificate.x509.get());
+    SSL_CTX_use_PrivateKey(context_.native_handle(), certificate.key.get());
     thread_ = std::thread([this] { serve(); });
   }
   ~TlsServer() {
