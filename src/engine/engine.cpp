@@ -56,8 +56,7 @@ std::vector<int32_t> find_eos_ids(const LoadedModel& model, const Tokenizer* tok
   const int64_t vocab_size = model.model->info().vocab_size;
   std::erase_if(ids, [&](int32_t id) { return id < 0 || id >= vocab_size; });
   std::ranges::sort(ids);
-  const auto rest = std::ranges::unique(ids);
-  ids.erase(rest.begin(), rest.end());
+  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
   return ids;
 }
 

@@ -9,8 +9,7 @@ namespace {
 
 std::vector<int32_t> sorted_unique(std::vector<int32_t> ids) {
   std::ranges::sort(ids);
-  const auto rest = std::ranges::unique(ids);
-  ids.erase(rest.begin(), rest.end());
+  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
   return ids;
 }
 

@@ -148,6 +148,7 @@ void BlobFile::commit() {
 }
 
 void BlobFile::discard() {
+  discarded_ = true;  // another worker may still be appending
   std::error_code ignored;
   std::filesystem::remove(file_, ignored);
   std::filesystem::remove(record_, ignored);
@@ -184,6 +185,7 @@ bool BlobFile::read_record() {
 
 // Not synced: after a power cut it may claim bytes that are lost, and the hash will tell.
 void BlobFile::save_record() {
+  if (discarded_) return;
   const std::string temporary = record_.string() + ".tmp";
   std::ofstream(temporary, std::ios::trunc) << record_text();
   std::error_code error;

@@ -2,6 +2,7 @@
 // and a record of how far each is, so that a killed download loses little.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <filesystem>
 #include <mutex>
@@ -56,6 +57,7 @@ class BlobFile {
   std::filesystem::path blob_;
   std::filesystem::path file_;
   std::filesystem::path record_;
+  std::atomic<bool> discarded_ = false;
   int64_t size_;
   int fd_ = -1;
   mutable std::mutex mutex_;
