@@ -1,16 +1,21 @@
 #!/usr/bin/env bash
 # From a fresh Debian 12 or Ubuntu 24.04 machine to a chat in the browser: installs what the build needs, builds a
 # release binary, gets the default model and serves it. Arguments go to `reft serve`: ./quickstart.sh --port 9000
+# With nvcc 12.8 or newer (on PATH or in /usr/local/cuda) the binary gets the CUDA backend for the GPUs that are there;
+# REFT_PRESET=cpu leaves it out.
 set -euo pipefail
 cd "$(dirname "$0")"
 
 say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
 
 tools/install_deps.sh
-preset=cpu
+if no_cuda=$(tools/find_nvcc.sh 2>&1 >/dev/null); then preset=cuda; else preset=cpu; fi
+preset=${REFT_PRESET:-$preset}
 if [ ! -f "build/$preset/build.ninja" ]; then
-  say "Configuring ($preset)"
-  cmake --preset "$preset" -DREFT_TESTS=OFF >/dev/null
+  say "Configuring the preset $preset${no_cuda:+ ($no_cuda)}"
+  cuda=()
+  if [ "$preset" = cuda ]; then cuda=(-DREFT_CUDA_ARCHITECTURES=native); fi
+  cmake --preset "$preset" -DREFT_TESTS=OFF "${cuda[@]}" >/dev/null
 fi
 say "Building (some minutes the first time)"
 cmake --build "build/$preset" --target reft

@@ -1,8 +1,29 @@
 # The CUDA backend. Static runtime; the driver and cuBLASLt are opened at run time, so that the executable also starts
 # on a machine that has neither.
-if(NOT CMAKE_CUDA_ARCHITECTURES)
-  # A feature-specific target emits no PTX with "-real"; 80, 89, 100a and 120a work by -DCMAKE_CUDA_ARCHITECTURES.
-  set(CMAKE_CUDA_ARCHITECTURES 90a-real)
+set(REFT_CUDA_ARCHITECTURES "90a" CACHE STRING
+    "GPUs to compile for, a list of 80 86 89 90a 100a 120a; native: those of this machine, 90a when it has none")
+set(architectures ${REFT_CUDA_ARCHITECTURES})
+if(architectures STREQUAL "native")
+  # CMake's own "native" leaves out the "a" that WGMMA and TMA need.
+  set(architectures 90a)
+  execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
+                  OUTPUT_VARIABLE capabilities RESULT_VARIABLE failed ERROR_QUIET)
+  string(REGEX MATCHALL "[0-9]+\\.[0-9]+" capabilities "${capabilities}")
+  if(capabilities AND failed EQUAL 0)
+    string(REPLACE "." "" architectures "${capabilities}")
+    list(REMOVE_DUPLICATES architectures)
+  endif()
+endif()
+# Machine code only, no PTX; from 90 on for the very GPU, whose own instructions have no other name.
+set(CMAKE_CUDA_ARCHITECTURES "")
+foreach(architecture IN LISTS architectures)
+  string(REGEX REPLACE "^(9|1[0-9])([0-9])$" "\\1\\2a" architecture ${architecture})
+  list(APPEND CMAKE_CUDA_ARCHITECTURES ${architecture}-real)
+endforeach()
+message(STATUS "GPU architectures: ${CMAKE_CUDA_ARCHITECTURES}")
+if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
+  find_program(REFT_NVCC nvcc HINTS ENV CUDA_HOME PATHS /usr/local/cuda PATH_SUFFIXES bin REQUIRED)
+  set(CMAKE_CUDA_COMPILER ${REFT_NVCC})
 endif()
 enable_language(CUDA)
 # CMake 3.25 does not know that nvcc 13 has C++20.
@@ -13,7 +34,7 @@ endif()
 if(REFT_CCACHE AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)
   set(CMAKE_CUDA_COMPILER_LAUNCHER ${REFT_CCACHE})
 endif()
-find_package(CUDAToolkit 12.4 REQUIRED)
+find_package(CUDAToolkit 12.8 REQUIRED)
 
 file(GLOB_RECURSE cuda_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/backends/cuda/*.cu
      ${PROJECT_SOURCE_DIR}/src/backends/cuda/*.cpp)
