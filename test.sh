@@ -5,7 +5,7 @@
 #   ./test.sh STEP...    only these steps: checks unit clients web package asan asan_all tsan fuzz tidy
 # Closes with "N passed, N failed".
 set -uo pipefail
-cd "$(dirname "$0")"
+cd "$(dirname "$0")" || exit
 
 steps=("$@")
 [ ${#steps[@]} -gt 0 ] || steps=(checks unit clients web package asan tsan fuzz tidy)
@@ -82,9 +82,18 @@ test_venv() {
   fi
 }
 
+# Path of an LLVM tool, in the order in which tools/install_deps.sh chooses among the versions.
+llvm_tool() { # NAME
+  local version
+  for version in -14 -15 -16 -17 -18 -19 ""; do
+    command -v "$1$version" && return
+  done
+  echo "$1"
+}
+
 step_checks() {
   check "layers" python3 tools/check_layers.py
-  check "format" bash -c 'git ls-files "src/*.h" "src/*.cpp" "tests/*.cpp" "bench/*.cpp" | xargs clang-format --dry-run -Werror'
+  check "format" bash -c 'git ls-files "src/*.h" "src/*.cpp" "tests/*.cpp" "bench/*.cpp" | xargs "$0" --dry-run -Werror' "$(llvm_tool clang-format)"
   check "shell" bash -c 'for f in *.sh tools/*.sh .ci/run; do bash -n "$f" || exit 1; done'
 }
 
@@ -127,6 +136,7 @@ export out
 
 step_web() {
   check "test environment" test_venv
+  [ -x /usr/bin/chromium ] || check "browser" build/venv/bin/playwright install --with-deps chromium
   check "web UI against the mock" web_tests
   # shellcheck disable=SC2016
   check "web UI against reft" with_server bash -c 'web_tests --url "$REFT_URL"'
@@ -168,7 +178,7 @@ step_fuzz() {
   done
 }
 
-step_tidy() { check "clang-tidy" python3 tools/run_tidy.py build/cpu; }
+step_tidy() { check "clang-tidy" env CLANG_TIDY="$(llvm_tool clang-tidy)" python3 tools/run_tidy.py build/cpu; }
 
 say "Installing what the tests need"
 check "packages" tools/install_deps.sh --tests

@@ -9,6 +9,7 @@ after them.
 """
 import concurrent.futures
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -43,7 +44,7 @@ def main() -> int:
     (folder / "compile_commands.json").write_text(json.dumps(entries))
 
     def check(unit: pathlib.Path) -> set[str]:
-        done = subprocess.run(["clang-tidy", "-p", str(folder), f"--config-file={ROOT / '.clang-tidy'}", "--quiet",
+        done = subprocess.run([os.environ.get("CLANG_TIDY", "clang-tidy"), "-p", str(folder), f"--config-file={ROOT / '.clang-tidy'}", "--quiet",
                                str(unit)], capture_output=True, text=True, check=False)
         if done.returncode < 0 or "error generated" not in done.stderr and "warnings" not in done.stderr:
             return {f"{unit}: clang-tidy did not run: {done.stderr[-300:]}"}

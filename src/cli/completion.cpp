@@ -41,11 +41,17 @@ struct CompletionOptions {
     return out;
   }
 
-  static void print_bash() {
-    std::string words, cases;
+  static std::string first_words() {
+    std::string out;
+    for (const auto& [first, members] : tree()) out += first + " ";
+    return out + "--help --version";
+  }
+
+  // Branches of `case "$key"` that set `list`, for bash and zsh.
+  static std::string cases() {
+    std::string out;
     for (const auto& [first, members] : tree()) {
-      words += (words.empty() ? "" : " ") + first;
-      if (!members.empty()) cases += fmt::format("      {}) words=\"{}\" ;;\n", first, members);
+      if (!members.empty()) out += fmt::format("      {}) list=\"{}\" ;;\n", first, members);
     }
     for (const Command& command : all_commands()) {
       std::string pattern = command.name;
@@ -54,22 +60,43 @@ struct CompletionOptions {
       } else {
         pattern = fmt::format("{0}|{0}\\ *", pattern);
       }
-      cases += fmt::format("      {}) words=\"{}\" ;;\n", pattern, flag_words(command));
+      out += fmt::format("      {}) list=\"{}\" ;;\n", pattern, flag_words(command));
     }
+    return out;
+  }
+
+  static void print_bash() {
     std::printf(
         "_reft() {\n"
-        "  local cur=${COMP_WORDS[COMP_CWORD]} key=${COMP_WORDS[1]} words=\"\"\n"
+        "  local cur=${COMP_WORDS[COMP_CWORD]} key=${COMP_WORDS[1]} list=\"\"\n"
         "  if [ \"$COMP_CWORD\" -eq 1 ]; then\n"
-        "    words=\"%s --help --version\"\n"
+        "    list=\"%s\"\n"
         "  else\n"
         "    if [ \"$COMP_CWORD\" -gt 2 ]; then key=\"$key ${COMP_WORDS[2]}\"; fi\n"
         "    case \"$key\" in\n%s    esac\n"
         "  fi\n"
-        "  COMPREPLY=($(compgen -W \"$words\" -- \"$cur\"))\n"
-        "  if [ ${#COMPREPLY[@]} -eq 0 ]; then COMPREPLY=($(compgen -f -- \"$cur\")); fi\n"
+        "  COMPREPLY=($(compgen -W \"$list\" -- \"$cur\"))\n"
         "}\n"
-        "complete -F _reft reft\n",
-        words.c_str(), cases.c_str());
+        "complete -o default -F _reft reft\n",
+        first_words().c_str(), cases().c_str());
+  }
+
+  // Works both as a file `_reft` on zsh's fpath and when it is sourced.
+  static void print_zsh() {
+    std::printf(
+        "#compdef reft\n"
+        "_reft() {\n"
+        "  local key=${words[2]} list=\"\"\n"
+        "  if (( CURRENT == 2 )); then\n"
+        "    list=\"%s\"\n"
+        "  else\n"
+        "    if (( CURRENT > 3 )); then key=\"$key ${words[3]}\"; fi\n"
+        "    case \"$key\" in\n%s    esac\n"
+        "  fi\n"
+        "  compadd -- ${=list} || _files\n"
+        "}\n"
+        "if [[ ${funcstack[1]} == _reft ]]; then _reft \"$@\"; else compdef _reft reft; fi\n",
+        first_words().c_str(), cases().c_str());
   }
 
   static void print_fish() {
@@ -97,8 +124,7 @@ struct CompletionOptions {
     if (shell == "fish") {
       print_fish();
     } else if (shell == "zsh") {
-      std::printf("autoload -U +X bashcompinit && bashcompinit\n");
-      print_bash();
+      print_zsh();
     } else {
       check(shell == "bash", "no completion for '{}': expected bash, zsh or fish", shell);
       print_bash();

@@ -404,14 +404,16 @@ def main():
     parser.add_argument("--url", help="a running server; the mock when absent")
     parser.add_argument("--shots", type=pathlib.Path)
     parser.add_argument("--only", default="", help="run the tests whose name contains this")
-    parser.add_argument("--chromium", default="/usr/bin/chromium")
+    parser.add_argument("--chromium", help="without it: /usr/bin/chromium, else playwright's own")
     args = parser.parse_args()
     if args.shots:
         args.shots.mkdir(parents=True, exist_ok=True)
     url = args.url.rstrip("/") if args.url else mock_server.start()[1]
+    system = pathlib.Path("/usr/bin/chromium")
+    chromium = args.chromium or (str(system) if system.exists() else None)
     passed = failed = 0
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=args.chromium, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         for function, mock_only, context in TESTS:
             if args.only not in function.__name__ or (mock_only and args.url):
                 continue
