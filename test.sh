@@ -2,13 +2,13 @@
 # Installs what the tests need and runs them all: style and layer checks, unit tests, sanitizers, fuzzers, the HTTP
 # suite with real clients against a live server, the web UI in a headless browser, and the Debian package.
 #   ./test.sh            everything (what CI runs)
-#   ./test.sh STEP...    only these steps: checks unit clients web package asan asan_all tsan fuzz tidy
+#   ./test.sh STEP...    only these steps: checks unit clients web package cuda asan asan_all tsan fuzz tidy
 # Closes with "N passed, N failed".
 set -uo pipefail
 cd "$(dirname "$0")" || exit
 
 steps=("$@")
-[ ${#steps[@]} -gt 0 ] || steps=(checks unit clients web package asan tsan fuzz tidy)
+[ ${#steps[@]} -gt 0 ] || steps=(checks unit clients web package cuda asan tsan fuzz tidy)
 passed=0
 failed=0
 failures=()
@@ -142,6 +142,10 @@ step_web() {
   check "web UI against reft" with_server bash -c 'web_tests --url "$REFT_URL"'
 }
 
+needs_libc_only() { # EXECUTABLE
+  ldd "$1" >/dev/null && ! ldd "$1" | grep -vE "linux-vdso|libc\.so|libm\.so|ld-linux"
+}
+
 # The package installs and runs without the build tools, and needs nothing but libc and libm.
 step_package() {
   check "package" bash -c '
@@ -150,10 +154,28 @@ step_package() {
     rm -rf build/package && mkdir build/package
     dpkg-deb -x build/cpu/package/*.deb build/package
     build/package/usr/bin/reft --version
-    test -s build/package/usr/share/bash-completion/completions/reft'
-  check "only libc and libm are needed" bash -c '
-    ldd build/package/usr/bin/reft >/dev/null || exit 1
-    ! ldd build/package/usr/bin/reft | grep -vE "linux-vdso|libc\.so|libm\.so|ld-linux"'
+    test -s build/package/usr/share/bash-completion/completions/reft
+    test -s build/package/usr/share/zsh/vendor-completions/_reft
+    test -s build/package/usr/share/fish/vendor_completions.d/reft.fish'
+  check "only libc and libm are needed" needs_libc_only build/package/usr/bin/reft
+}
+
+# The CUDA code compiles, with what tests/gpu/run.sh runs on a card, and one executable still does for both: without a
+# card it runs on the CPU. Objects that the step `unit` has made come from ccache.
+step_cuda() {
+  local reason
+  if ! reason=$(tools/find_nvcc.sh 2>&1 >/dev/null); then
+    echo "skipped: $reason"
+    return
+  fi
+  check "build of cuda" build cuda "reft test_ops test_models test_engine" -DREFT_TESTS=ON
+  check "the CUDA executable needs libc and libm only" needs_libc_only build/cuda/reft
+  # shellcheck disable=SC2016
+  check "the CUDA executable answers" bash -c '
+    model=$(tools/get_default_model.sh) || exit 1
+    answer=$(build/cuda/reft run --temperature 0 --model "$model" "What is the capital of France?") || exit 1
+    echo "$answer"
+    [[ $answer == *Paris* ]]'
 }
 
 # What reads files and text from outside; the rest with `asan_all`, which takes twice as long.

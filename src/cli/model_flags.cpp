@@ -23,7 +23,7 @@ Device choose_device(const std::string& name) {
     return cuda;
   } catch (const Error& e) {
     if (name == "cuda") throw;
-    log_info("Serve", "Running on the CPU: {}", e.what());
+    log_info("Serve", "Running on the CPU: no usable GPU ({})", e.what());
     return kCpuDevice;
   }
 }
