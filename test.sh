@@ -153,11 +153,18 @@ step_package() {
     (cd build/cpu && cpack -G DEB -B package >/dev/null)
     rm -rf build/package && mkdir build/package
     dpkg-deb -x build/cpu/package/*.deb build/package
-    build/package/usr/bin/reft --version
-    test -s build/package/usr/share/bash-completion/completions/reft
-    test -s build/package/usr/share/zsh/vendor-completions/_reft
-    test -s build/package/usr/share/fish/vendor_completions.d/reft.fish'
+    build/package/usr/bin/reft --version'
   check "only libc and libm are needed" needs_libc_only build/package/usr/bin/reft
+  check "completion in bash" bash -c '
+    source build/package/usr/share/bash-completion/completions/reft
+    COMP_WORDS=(reft bench la) COMP_CWORD=2 && _reft && [ "${COMPREPLY[*]}" = latency ]'
+  check "completion in zsh" zsh -fc '
+    autoload -U compinit && compinit -u -D && source build/package/usr/share/zsh/vendor-completions/_reft
+    compadd() { shift; print -r -- "$@" }
+    words=(reft bench la) CURRENT=3 && [[ "$(_reft)" == *latency* ]]'
+  check "completion in fish" fish -c '
+    source build/package/usr/share/fish/vendor_completions.d/reft.fish
+    complete -C "reft bench la" | string match -q "latency*"'
 }
 
 # The CUDA code compiles, with what tests/gpu/run.sh runs on a card, and one executable still does for both: without a

@@ -7,7 +7,7 @@ build_packages=(ca-certificates g++ cmake ninja-build ccache pkg-config python3 
   libfmt-dev libspdlog-dev nlohmann-json3-dev libssl-dev libpcre2-dev libutf8proc-dev
   libedit-dev libncurses-dev libbsd-dev libmd-dev
   libjs-markdown-it libjs-highlight.js libjs-katex fonts-katex libjs-chart.js)
-test_packages=(libgtest-dev libgmock-dev libzstd-dev curl zstd file git)
+test_packages=(libgtest-dev libgmock-dev libzstd-dev curl zstd file git zsh fish)
 
 packages=("${build_packages[@]}")
 [ "${1:-}" = --tests ] && packages+=("${test_packages[@]}")

@@ -102,13 +102,18 @@ struct CompletionOptions {
   static void print_fish() {
     for (const Command& command : all_commands()) {
       const std::string name = command.name;
+      std::string summary;
+      for (const char c : std::string_view(command.summary)) {
+        if (c == '\'') summary += '\\';
+        summary += c;
+      }
       const size_t space = name.find(' ');
       if (space == std::string::npos) {
         std::printf("complete -c reft -n __fish_use_subcommand -f -a %s -d '%s'\n", name.c_str(),
-                    command.summary);
+                    summary.c_str());
       } else {
         std::printf("complete -c reft -n '__fish_seen_subcommand_from %s' -f -a %s -d '%s'\n",
-                    name.substr(0, space).c_str(), name.substr(space + 1).c_str(), command.summary);
+                    name.substr(0, space).c_str(), name.substr(space + 1).c_str(), summary.c_str());
         std::printf("complete -c reft -n __fish_use_subcommand -f -a %s\n",
                     name.substr(0, space).c_str());
       }

@@ -134,10 +134,11 @@ void ModelFlags::declare_seed(ArgParser& parser) {
 std::string ModelFlags::resolve_path() const {
   if (model.empty()) {
     const std::string path = default_model_path();
-    check(std::filesystem::exists(path),
-          "no --model was given and the default model is not at '{}': run ./quickstart.sh once, or "
-          "pass --model",
-          path);
+    check(
+        std::filesystem::exists(path),
+        "no --model was given and the default model is not at '{}': pass --model with a folder, a "
+        ".gguf file or org/name, or run quickstart.sh of the repository once",
+        path);
     return path;
   }
   HubOptions hub;

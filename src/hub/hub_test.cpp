@@ -317,7 +317,8 @@ TEST_F(Hub, AnUnreachableHubIsNamed) {
   settings_.endpoint = "http://127.0.0.1:1";
   settings_.retries = 2;
   EXPECT_THAT(resolve_error(),
-              HasSubstr("cannot download 'org/model': cannot connect to 127.0.0.1:1"));
+              HasSubstr("'org/model' is no file or folder here and cannot be downloaded: cannot "
+                        "connect to 127.0.0.1:1"));
 }
 
 TEST_F(Hub, AnIncompleteOrStaleSnapshotIsCompleted) {

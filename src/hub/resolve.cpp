@@ -115,7 +115,8 @@ std::string resolve_model(const std::string& model, const HubSettings& settings)
   try {
     return download(settings, cache, name);
   } catch (const HttpError& e) {
-    if (local.path.empty()) fail("cannot download '{}': {}", model, e.what());
+    if (local.path.empty())
+      fail("'{}' is no file or folder here and cannot be downloaded: {}", model, e.what());
     log_warning("Hub", "Using the cached '{}', as the hub cannot be asked: {}", model, e.what());
     return local.path;
   }
