@@ -1,10 +1,12 @@
 #include "models/dummy.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <numbers>
 #include <vector>
 
+#include "base/thread_pool.h"
 #include "tensor/dequantize.h"
 
 namespace reft {
@@ -44,23 +46,39 @@ const std::vector<float>& normals() {
 
 Tensor dummy_tensor(const Parameter& parameter, const std::string& name, DType dtype,
                     uint64_t seed) {
-  std::vector<float> values = normals();
-  for (float& value : values) value = parameter.dummy_mean + parameter.dummy_std * value;
-  const int64_t element = row_bytes(dtype, 1);
-  std::vector<std::byte> table(static_cast<size_t>(kTableSize * element));
-  quantize_row(dtype, values.data(), table.data(), kTableSize);
-
-  uint64_t state = seed * 0x2545f4914f6cdd1du;
-  for (const char c : name) state = (state ^ static_cast<uint8_t>(c)) * 0x100000001b3u;
   Tensor result = Tensor::empty(parameter.shape, dtype);
   const int64_t numel = result.numel();
-  for (int64_t begin = 0; begin < numel; begin += kChunk) {
-    const int64_t count = std::min(kChunk, numel - begin);
-    const auto from =
-        static_cast<int64_t>(split_mix(state) % static_cast<uint64_t>(kTableSize - kChunk));
-    std::memcpy(result.raw() + begin * element, table.data() + from * element,
-                static_cast<size_t>(count * element));
+  const int64_t element = row_bytes(dtype, 1);
+  uint64_t stream = seed * 0x2545f4914f6cdd1du;
+  for (const char c : name) stream = (stream ^ static_cast<uint8_t>(c)) * 0x100000001b3u;
+  // A function of the chunk alone, whichever thread fills it.
+  const auto source = [&](int64_t chunk) {
+    uint64_t state = stream + static_cast<uint64_t>(chunk) * 0x9e3779b97f4a7c15u;
+    return static_cast<int64_t>(split_mix(state) % static_cast<uint64_t>(kTableSize - kChunk));
+  };
+  const auto convert = [&](int64_t from, int64_t count, std::byte* to) {
+    std::vector<float> values(static_cast<size_t>(count));
+    for (int64_t i = 0; i < count; ++i) {
+      values[static_cast<size_t>(i)] =
+          parameter.dummy_mean + parameter.dummy_std * normals()[static_cast<size_t>(from + i)];
+    }
+    quantize_row(dtype, values.data(), to, count);
+  };
+  const int64_t chunks = (numel + kChunk - 1) / kChunk;
+  const auto count_of = [&](int64_t chunk) { return std::min(kChunk, numel - chunk * kChunk); };
+  if (numel <= kTableSize) {
+    for (int64_t c = 0; c < chunks; ++c)
+      convert(source(c), count_of(c), result.raw() + c * kChunk * element);
+    return result;
   }
+  std::vector<std::byte> table(static_cast<size_t>(kTableSize * element));
+  convert(0, kTableSize, table.data());
+  compute_pool().parallel_for(chunks, 256, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      std::memcpy(result.raw() + c * kChunk * element, table.data() + source(c) * element,
+                  static_cast<size_t>(count_of(c) * element));
+    }
+  });
   return result;
 }
 

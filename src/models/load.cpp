@@ -207,11 +207,12 @@ void load_parameters(CausalLmModel& model, const CheckpointReader* reader,
     int64_t elements = 0;
   };
   std::vector<Job> jobs;
-  int64_t num_tensors = 0;
+  int64_t num_tensors = 0, num_elements = 0;
   model.visit_modules([&](Module& module, const std::string& prefix) {
     Job job{&module, prefix};
     for (const Parameter& parameter : module.own_parameters())
       job.elements += parameter.shape.numel();
+    num_elements += job.elements;
     num_tensors += static_cast<int64_t>(module.own_parameters().size());
     if (!module.own_parameters().empty()) jobs.push_back(std::move(job));
   });
@@ -239,10 +240,15 @@ void load_parameters(CausalLmModel& model, const CheckpointReader* reader,
     }
     job.module->finish_loading(plan.device, plan.compute);
   };
-  compute_pool().parallel_for(static_cast<int64_t>(jobs.size()), 1,
+  // A job of more than a thread's share (the embedding, on many threads) has all threads to itself.
+  const auto threads = static_cast<int64_t>(compute_pool().num_threads());
+  size_t shared = 0;
+  while (shared < jobs.size() && jobs[shared].elements * threads > num_elements)
+    load_one(jobs[shared++]);
+  compute_pool().parallel_for(static_cast<int64_t>(jobs.size() - shared), 1,
                               [&](int64_t begin, int64_t end) {
                                 for (int64_t i = begin; i < end; ++i)
-                                  load_one(jobs[static_cast<size_t>(i)]);
+                                  load_one(jobs[shared + static_cast<size_t>(i)]);
                               });
 }
 

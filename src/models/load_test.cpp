@@ -4,11 +4,14 @@
 #include <unistd.h>
 
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <functional>
 
 #include "base/file.h"
+#include "base/thread_pool.h"
 #include "models/config.h"
+#include "models/dummy.h"
 #include "models/model.h"
 #include "tensor/safetensors.h"
 
@@ -370,6 +373,20 @@ TEST(Load, DummyWeights) {
   LoadOptions other = options;
   other.seed = 8;
   EXPECT_NE(first, logits_of(other));
+}
+
+TEST(Load, DummyWeightsDoNotDependOnTheThreads) {
+  const Parameter large{.name = "weight", .shape = {701, 997}, .set = {}};
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    set_compute_threads(1);
+    const Tensor one = dummy_tensor(large, "a", dtype, 3);
+    set_compute_threads(5);
+    const Tensor five = dummy_tensor(large, "a", dtype, 3);
+    set_compute_threads(0);
+    EXPECT_EQ(std::memcmp(one.raw(), five.raw(), static_cast<size_t>(one.nbytes())), 0);
+    const Tensor other = dummy_tensor(large, "b", dtype, 3);
+    EXPECT_NE(std::memcmp(one.raw(), other.raw(), static_cast<size_t>(one.nbytes())), 0);
+  }
 }
 
 }  // namespace

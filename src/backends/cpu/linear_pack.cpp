@@ -200,37 +200,93 @@ void pack_blocks(const Tensor& data, const CpuPackedWeight& out) {
   });
 }
 
-// T: the element of the layout; kPair: values of k that stand together.
-template <class T, int kPair>
-void interleave_row(const T* row, T* panel, int n, int64_t k) {
-  for (int64_t i = 0; i < k; ++i) {
-    panel[(i / kPair * kPanel + n) * kPair + i % kPair] = row[i];
+// Columns [begin, end) of `rows` rows, `stride` bytes apart, to panel[i][row]: T is one column of
+// the layout, a value or a pair.
+template <class T>
+void interleave(const std::byte* from, int64_t stride, int rows, int64_t begin, int64_t end,
+                T* panel) {
+  for (int64_t i = begin; i < end; ++i) {
+    for (int n = 0; n < rows; ++n)
+      std::memcpy(panel + i * kPanel + n, from + n * stride + i * int64_t{sizeof(T)}, sizeof(T));
+  }
+}
+
+// GCC knows no vectors whose size depends on a template's argument.
+template <class T>
+struct FourOf;
+template <>
+struct FourOf<uint16_t> {
+  using Vec = uint16_t __attribute__((vector_size(8)));
+};
+template <>
+struct FourOf<uint32_t> {
+  using Vec = uint32_t __attribute__((vector_size(16)));
+};
+
+// The same for a full panel, in blocks of 4 x 4.
+template <class T>
+void interleave_panel(const std::byte* from, int64_t stride, int64_t columns, T* panel) {
+  using Four = typename FourOf<T>::Vec;
+  const int64_t blocks = columns / 4;
+  for (int64_t b = 0; b < blocks; ++b) {
+    for (int n = 0; n < kPanel; n += 4) {
+      const std::byte* at = from + n * stride + b * int64_t{sizeof(Four)};
+      Four x[4];
+      for (int r = 0; r < 4; ++r) std::memcpy(&x[r], at + r * stride, sizeof(Four));
+      const Four a = __builtin_shufflevector(x[0], x[1], 0, 4, 1, 5);
+      const Four c = __builtin_shufflevector(x[2], x[3], 0, 4, 1, 5);
+      const Four d = __builtin_shufflevector(x[0], x[1], 2, 6, 3, 7);
+      const Four e = __builtin_shufflevector(x[2], x[3], 2, 6, 3, 7);
+      const Four out[4] = {
+          __builtin_shufflevector(a, c, 0, 1, 4, 5), __builtin_shufflevector(a, c, 2, 3, 6, 7),
+          __builtin_shufflevector(d, e, 0, 1, 4, 5), __builtin_shufflevector(d, e, 2, 3, 6, 7)};
+      for (int i = 0; i < 4; ++i)
+        std::memcpy(panel + (4 * b + i) * kPanel + n, &out[i], sizeof(Four));
+    }
+  }
+  interleave(from, stride, kPanel, 4 * blocks, columns, panel);
+}
+
+template <class T>
+void interleave_rows(const std::byte* from, int64_t stride, int rows, int64_t columns,
+                     std::byte* panel) {
+  T* to = reinterpret_cast<T*>(panel);
+  if (rows == kPanel) {
+    interleave_panel(from, stride, columns, to);
+  } else {
+    interleave(from, stride, rows, 0, columns, to);
   }
 }
 
 void pack_floats(const Tensor& data, const CpuPackedWeight& out) {
   const int64_t k = out.in_features();
   const int64_t row_stride = row_bytes(data.dtype(), data.stride(0));
+  const bool pairs = out.layout() == Layout::kBF16 || out.layout() == Layout::kBF16Dot;
   compute_pool().parallel_for(out.num_panels(), 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> expanded(static_cast<size_t>(k));
+    std::vector<float> expanded;
+    if (out.layout() == Layout::kF32 && data.dtype() != DType::kF32)
+      expanded.resize(static_cast<size_t>(k * kPanel));
     for (int64_t p = begin; p < end; ++p) {
       const int64_t first = p * kPanel;
       const int rows = static_cast<int>(std::min<int64_t>(kPanel, out.out_features() - first));
       std::byte* panel = out.panel(p);
       if (rows < kPanel || k % 2 != 0)
         std::memset(panel, 0, static_cast<size_t>(out.panel_stride()));
-      for (int n = 0; n < rows; ++n) {
-        const std::byte* row = data.raw() + (first + n) * row_stride;
-        if (out.layout() == Layout::kF16) {
-          interleave_row<uint16_t, 1>(reinterpret_cast<const uint16_t*>(row),
-                                      reinterpret_cast<uint16_t*>(panel), n, k);
-        } else if (out.layout() != Layout::kF32) {
-          interleave_row<uint16_t, 2>(reinterpret_cast<const uint16_t*>(row),
-                                      reinterpret_cast<uint16_t*>(panel), n, k);
-        } else {
-          dequantize_row(data.dtype(), row, expanded.data(), k);
-          interleave_row<float, 1>(expanded.data(), reinterpret_cast<float*>(panel), n, k);
-        }
+      const std::byte* from = data.raw() + first * row_stride;
+      if (out.layout() == Layout::kF16) {
+        interleave_rows<uint16_t>(from, row_stride, rows, k, panel);
+      } else if (pairs) {
+        interleave_rows<uint32_t>(from, row_stride, rows, k / 2, panel);
+        if (k % 2 == 0) continue;
+        for (int n = 0; n < rows; ++n)
+          std::memcpy(panel + (k / 2 * kPanel + n) * 4, from + n * row_stride + (k - 1) * 2, 2);
+      } else if (expanded.empty()) {
+        interleave_rows<uint32_t>(from, row_stride, rows, k, panel);
+      } else {
+        for (int n = 0; n < rows; ++n)
+          dequantize_row(data.dtype(), from + n * row_stride, expanded.data() + n * k, k);
+        interleave_rows<uint32_t>(reinterpret_cast<const std::byte*>(expanded.data()), k * 4, rows,
+                                  k, panel);
       }
     }
   });
