@@ -45,8 +45,7 @@ BlobFile::BlobFile(const std::filesystem::path& blob, int64_t size, int64_t segm
 
 BlobFile::~BlobFile() {
   if (fd_ < 0) return;
-  std::error_code ignored;
-  if (unsaved_ > 0 && std::filesystem::exists(file_, ignored)) {
+  if (unsaved_ > 0) {
     try {
       save_record();
     } catch (const Error&) {  // a full disk: the next try begins a little earlier
@@ -140,15 +139,19 @@ std::string BlobFile::verify(const std::string& etag) const {
 }
 
 void BlobFile::commit() {
+  std::lock_guard lock(mutex_);
   check(::fsync(fd_) == 0, "cannot sync '{}': {}", file_.string(), std::strerror(errno));
   std::error_code error;
   std::filesystem::rename(file_, blob_, error);
   check(!error, "cannot rename '{}': {}", file_.string(), error.message());
+  closed_ = true;
   std::filesystem::remove(record_, error);
 }
 
 void BlobFile::discard() {
-  discarded_ = true;  // another worker may still be appending
+  // Another worker may be appending: the lock keeps it from saving between these lines.
+  std::lock_guard lock(mutex_);
+  closed_ = true;
   std::error_code ignored;
   std::filesystem::remove(file_, ignored);
   std::filesystem::remove(record_, ignored);
@@ -185,7 +188,7 @@ bool BlobFile::read_record() {
 
 // Not synced: after a power cut it may claim bytes that are lost, and the hash will tell.
 void BlobFile::save_record() {
-  if (discarded_) return;
+  if (closed_) return;
   const std::string temporary = record_.string() + ".tmp";
   std::ofstream(temporary, std::ios::trunc) << record_text();
   std::error_code error;

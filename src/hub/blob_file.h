@@ -2,7 +2,6 @@
 // and a record of how far each is, so that a killed download loses little.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <filesystem>
 #include <mutex>
@@ -19,7 +18,8 @@ struct Segment {
   bool complete() const { return done == size; }
 };
 
-// Thread-safe, as long as no segment is written by two threads.
+// Thread-safe, as long as no segment is written by two threads. What is appended after commit or
+// discard leaves no trace.
 class BlobFile {
  public:
   // Opens or creates `blob`.reft-incomplete. What is there is kept when size and segmentation are
@@ -57,12 +57,12 @@ class BlobFile {
   std::filesystem::path blob_;
   std::filesystem::path file_;
   std::filesystem::path record_;
-  std::atomic<bool> discarded_ = false;
   int64_t size_;
   int fd_ = -1;
   mutable std::mutex mutex_;
   std::vector<Segment> segments_;
   int64_t unsaved_ = 0;
+  bool closed_ = false;  // committed or discarded: the record must not come back
 };
 
 }  // namespace reft

@@ -74,7 +74,7 @@ class Downloader {
     }
     if (wanted.empty()) return;
     make_cache_folder(cache_.folder() / "blobs");
-    const std::vector<std::unique_ptr<FileLock>> locks = make_jobs(wanted);
+    make_jobs(wanted);
     if (jobs_.empty()) return;
     int64_t total = 0;
     int64_t done = 0;
@@ -93,7 +93,7 @@ class Downloader {
  private:
   // Asks for the etags, links what is there and leaves the rest in jobs_. The locks of all that is
   // missing are taken in one order, so that two processes cannot wait for each other.
-  std::vector<std::unique_ptr<FileLock>> make_jobs(const std::vector<std::string>& paths) {
+  void make_jobs(const std::vector<std::string>& paths) {
     std::vector<RemoteFile> files(paths.size());
     std::atomic<size_t> next = 0;
     const int count = static_cast<int>(
@@ -114,13 +114,12 @@ class Downloader {
       job.paths.push_back(file.path);
       job.file = std::move(file);
     }
-    std::vector<std::unique_ptr<FileLock>> locks;
     std::map<std::string, Job> missing;
     for (auto& [etag, job] : by_etag) {
       if (!in_cache(job.file)) {
         auto lock = std::make_unique<FileLock>(cache_.lock_file(etag));
         if (!in_cache(job.file)) {  // still: nobody fetched it while we waited
-          locks.push_back(std::move(lock));
+          locks_.push_back(std::move(lock));
           missing.emplace(job.paths.front(), std::move(job));
           continue;
         }
@@ -132,7 +131,6 @@ class Downloader {
       const auto it = missing.find(path);
       if (it != missing.end()) jobs_.push_back(std::move(it->second));
     }
-    return locks;
   }
 
   bool in_cache(const RemoteFile& file) const {
@@ -349,6 +347,8 @@ class Downloader {
 
   std::mutex mutex_;
   std::condition_variable changed_;
+  // Before the jobs, because it must outlive them: a blob saves its progress when it goes.
+  std::vector<std::unique_ptr<FileLock>> locks_;
   std::vector<Job> jobs_;
   std::atomic<bool> stop_ = false;
 };

@@ -115,8 +115,9 @@ struct FakeFile {
   // Each counts down, one request of the content a time.
   int break_off = 0;  // closes after break_after bytes of the body
   int64_t break_after = 0;
-  int corrupt = 0;  // flips a byte
-  int errors = 0;   // answers 503
+  int corrupt = 0;    // flips a byte
+  int errors = 0;     // answers 503
+  bool mute = false;  // never answers
   bool ranges = true;
   int64_t available = -1;  // closes where this byte of the file would come
   int64_t promised = -1;   // the size that HEAD claims
@@ -242,6 +243,7 @@ class FakeHub {
                       "moved");
       return true;
     }
+    if (file.mute) return true;
     if (file.errors > 0) {
       --file.errors;
       return fail_with(socket, request, "503 Service Unavailable", "");

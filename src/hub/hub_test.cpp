@@ -5,8 +5,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <filesystem>
 #include <fstream>
+#include <thread>
 
 #include "base/file.h"
 #include "hub/blob_file.h"
@@ -74,13 +76,14 @@ class Hub : public testing::Test {
   std::string cached(const std::string& path) const {
     return read_file((snapshot() / path).string());
   }
-  std::vector<std::string> leftovers() const {
+  // What is not a finished blob.
+  std::vector<std::string> leftovers(const std::string& etag = "") const {
     std::vector<std::string> names;
     for (const auto& entry : fs::directory_iterator(repo() / "blobs")) {
-      if (entry.path().string().find('.', repo().string().size()) != std::string::npos) {
-        names.push_back(entry.path().filename().string());
-      }
+      const std::string name = entry.path().filename().string();
+      if (name.find('.') != std::string::npos && name.starts_with(etag)) names.push_back(name);
     }
+    std::ranges::sort(names);
     return names;
   }
   void expect_all_there(const std::string& path) {
@@ -241,7 +244,7 @@ TEST_F(Hub, AWrongHashIsRetriedOnce) {
   const std::string error = resolve_error();
   EXPECT_THAT(error, HasSubstr("'model.safetensors' arrived damaged twice: its sha256 is"));
   EXPECT_FALSE(fs::exists(snapshot() / "model.safetensors"));
-  EXPECT_THAT(leftovers(), ElementsAre());
+  EXPECT_THAT(leftovers(sha256_of(weights().content)), ElementsAre());
   weights().corrupt = 0;
   expect_all_there(resolve());
 }
@@ -263,10 +266,25 @@ TEST_F(Hub, LiesAboutSizesAreErrors) {
     EXPECT_THAT(resolve_error(), HasSubstr("'model.safetensors': the hub promised"))
         << c.promised << " " << c.extra;
     EXPECT_FALSE(fs::exists(snapshot() / "model.safetensors"));
-    EXPECT_THAT(leftovers(), ElementsAre());
+    // (The other files may be half there: the error stops their workers where they are.)
+    EXPECT_THAT(leftovers(sha256_of(weights().content)), ElementsAre());
   }
   weights().promised = -1;
   weights().extra = 0;
+  expect_all_there(resolve());
+}
+
+TEST_F(Hub, AnErrorOfOneFileLeavesTheOthersToGoOn) {
+  settings_.idle_timeout_s = 0.1;
+  settings_.retries = 1000;  // only the lie ends the download
+  weights().promised = 10'300;
+  hub_["config.json"].mute = true;
+  EXPECT_THAT(resolve_error(), HasSubstr("'model.safetensors': the hub promised"));
+  EXPECT_THAT(leftovers(sha256_of(weights().content)), ElementsAre());
+  const std::string etag = git_hash_of(hub_["config.json"].content);
+  EXPECT_THAT(leftovers(etag), ElementsAre(etag + ".reft-incomplete", etag + ".reft-progress"));
+  weights().promised = -1;
+  hub_["config.json"].mute = false;
   expect_all_there(resolve());
 }
 
@@ -486,6 +504,29 @@ TEST(BlobFile, AFullDiskIsNamed) {
     }
     EXPECT_THAT(error_of([&] { blob.append(0, "data"); }), HasSubstr("No space left on device"));
   }
+  fs::remove_all(folder);
+}
+
+TEST(BlobFile, NothingComesBackAfterDiscard) {
+  const fs::path folder = fs::temp_directory_path() / ("reft_blob_" + std::to_string(::getpid()));
+  fs::create_directories(folder);
+  const int64_t part = int64_t{8} << 20;  // enough to save the record each time
+  const std::string data(static_cast<size_t>(part), 'x');
+  for (int delay_ms = 0; delay_ms < 10; ++delay_ms) {  // some falls between two of its steps
+    BlobFile blob(folder / "x", 1000 * part, part);
+    std::atomic<bool> discarded = false;
+    std::thread worker([&] {
+      size_t i = 0;
+      while (!discarded) blob.append(i++, data);
+      blob.append(i, data);
+    });
+    std::this_thread::sleep_for(std::chrono::milliseconds(delay_ms));
+    blob.discard();
+    discarded = true;
+    worker.join();
+    EXPECT_TRUE(fs::is_empty(folder));
+  }
+  EXPECT_TRUE(fs::is_empty(folder));
   fs::remove_all(folder);
 }
 
