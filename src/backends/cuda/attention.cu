@@ -6,32 +6,11 @@
 #include <algorithm>
 #include <cmath>
 
-#include "backends/cuda/common.h"
+#include "backends/cuda/attention.h"
 #include "backends/cuda/mma.h"
-#include "ops/attention.h"
 
 namespace reft {
 namespace {
-
-constexpr float kLog2e = 1.4426950408889634f;
-
-struct AttentionShape {
-  const int32_t* query_start;
-  const int32_t* context_len;
-  const int32_t* block_table;
-  int64_t table_stride;
-  int num_heads, num_kv_heads, head_dim, block_size;
-  float scale, soft_cap;
-  int64_t window;  // 0: all
-  const float* sinks;
-  int num_splits;
-  float* partial;  // [B, Hk, splits, 16, Dh + 2] with splits > 1
-};
-
-__device__ __forceinline__ float cap_score(float score, const AttentionShape& s) {
-  score *= s.scale;
-  return s.soft_cap > 0.0f ? s.soft_cap * tanhf(score / s.soft_cap) : score;
-}
 
 // Element offset of a key (or value) in [N, Hk, P, Dh].
 __device__ __forceinline__ int64_t key_offset(const AttentionShape& s, const int32_t* table,
@@ -263,16 +242,6 @@ __device__ __forceinline__ void merge_warps(RowState<kDim>& state, float* buffer
   }
 }
 
-// Scales by 1 / sum, the sink included. maximum is in log2 units.
-__device__ __forceinline__ float row_scale(float maximum, float total, const float* sinks,
-                                           int head) {
-  if (sinks == nullptr) return total > 0.0f ? 1.0f / total : 0.0f;
-  const float sink = sinks[head] * kLog2e;
-  const float grown = fmaxf(maximum, sink);
-  const float keep = exp2f(maximum - grown);
-  return keep / (total * keep + exp2f(sink - grown));
-}
-
 template <class T, int kDim, bool kDecode>
 __global__ void __launch_bounds__(kThreads)
     tile_attention_kernel(T* __restrict__ out, const T* __restrict__ q,
@@ -460,6 +429,7 @@ void run_tiles(Tensor& out, const Tensor& q, const PagedKv& kv, const AttentionB
   const auto kv_heads = static_cast<unsigned>(s.num_kv_heads);
   const int64_t rows = batch.max_query_len * (s.num_heads / s.num_kv_heads);
   if (rows > 16) {
+    if (hopper_attention(out, q, kv, batch, s)) return;
     launch_tiles<T, kDim, false>(out, q, kv, s,
                                  dim3(blocks_for(rows, 16 * kWarps), kv_heads, sequences));
     return;
