@@ -22,14 +22,22 @@ __device__ __forceinline__ float activate(float x, Activation activation) {
   return x;
 }
 
-template <class T>
-__global__ void gated_kernel(T* __restrict__ y, const T* __restrict__ gate_up, int64_t stride,
-                             int64_t f, int64_t n, Activation activation) {
-  const int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
+// One thread per kWidth neighbouring elements; n and f count such vectors.
+template <class T, int kWidth>
+__global__ void gated_kernel(T* __restrict__ y, const T* gate_up, int64_t stride, uint32_t f,
+                             uint32_t n, Activation activation) {
+  allow_next();
+  await_inputs();
+  const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= n) return;
-  const T* row = gate_up + i / f * stride;
-  const int64_t column = i % f;
-  y[i] = as<T>(activate(as_float(row[column]), activation) * as_float(row[f + column]));
+  using V = Vector<T, kWidth>;
+  const auto* row = reinterpret_cast<const V*>(gate_up + i / f * stride);
+  const V gate = row[i % f], up = row[f + i % f];
+  V out;
+#pragma unroll
+  for (int e = 0; e < kWidth; ++e)
+    out.v[e] = as<T>(activate(as_float(gate.v[e]), activation) * as_float(up.v[e]));
+  reinterpret_cast<V*>(y)[i] = out;
 }
 
 __global__ void soft_cap_kernel_cuda(float* __restrict__ x, int64_t n, float cap) {
@@ -63,9 +71,16 @@ void gated_activation_cuda(Tensor& y, const Tensor& gate_up, Activation activati
   if (n == 0) return;
   dispatch_float(y.dtype(), "gated_activation", [&](auto type) {
     using T = decltype(type);
-    gated_kernel<T><<<blocks_for(n, 256), 256, 0, stream_of(y)>>>(
-        ptr<T>(y), ptr<T>(gate_up), gate_up.stride(0), f, n, activation);
-    check_launch("gated_activation");
+    const auto run = [&]<int kWidth>() {
+      const int64_t vectors = n / kWidth;
+      check(vectors < int64_t{1} << 32, "gated_activation: {} is too large on CUDA", y.str());
+      launch_dependent("gated_activation", gated_kernel<T, kWidth>, y.device().index,
+                       dim3(blocks_for(vectors, 128)), 128, 0, ptr<T>(y), ptr<T>(gate_up),
+                       gate_up.stride(0), f / kWidth, vectors, activation);
+    };
+    const bool wide = f % 8 == 0 && gate_up.stride(0) % 8 == 0 && aligned_16(y.raw()) &&
+                      aligned_16(gate_up.raw());
+    wide ? run.template operator()<8>() : run.template operator()<1>();
   });
 }
 

@@ -253,6 +253,8 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kNumTiles = kDecode ? 2 : kTileKeys / 8;
   T* tiles = reinterpret_cast<T*>(shared);
   T* q_rows = tiles + 4 * kTileKeys * kStride;
+  allow_next();
+  await_inputs();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int sequence = blockIdx.z, kv_head = blockIdx.y;
   const int group = s.num_heads / s.num_kv_heads;
@@ -376,6 +378,8 @@ template <class T, int kDim>
 __global__ void combine_kernel(T* __restrict__ out, AttentionShape s) {
   __shared__ float weights[kMaxSplits];
   __shared__ float scale;
+  allow_next();
+  await_inputs();
   const int row = blockIdx.x, kv_head = blockIdx.y, sequence = blockIdx.z;
   const int group = s.num_heads / s.num_kv_heads;
   const int64_t start = s.query_start[sequence];
@@ -417,9 +421,8 @@ void launch_tiles(Tensor& out, const Tensor& q, const PagedKv& kv, const Attenti
   static const cudaError_t raised = cudaFuncSetAttribute(
       tile_attention_kernel<T, kDim, kDecode>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   cuda_check(raised, "raising the shared memory of paged_attention");
-  tile_attention_kernel<T, kDim, kDecode><<<grid, kThreads, kBytes, stream_of(q)>>>(
-      ptr<T>(out), ptr<T>(q), ptr<T>(kv.k), ptr<T>(kv.v), s);
-  check_launch("paged_attention");
+  launch_dependent("paged_attention", tile_attention_kernel<T, kDim, kDecode>, q.device().index,
+                   grid, kThreads, kBytes, ptr<T>(out), ptr<T>(q), ptr<T>(kv.k), ptr<T>(kv.v), s);
 }
 
 template <class T, int kDim>
@@ -452,9 +455,9 @@ void run_tiles(Tensor& out, const Tensor& q, const PagedKv& kv, const AttentionB
   launch_tiles<T, kDim, true>(out, q, kv, s,
                               dim3(static_cast<unsigned>(s.num_splits), kv_heads, sequences));
   if (s.num_splits > 1) {
-    combine_kernel<T, kDim><<<dim3(static_cast<unsigned>(rows), kv_heads, sequences),
-                              std::min(kDim, 128), 0, stream_of(q)>>>(ptr<T>(out), s);
-    check_launch("paged_attention (combine)");
+    launch_dependent("paged_attention (combine)", combine_kernel<T, kDim>, q.device().index,
+                     dim3(static_cast<unsigned>(rows), kv_heads, sequences), std::min(kDim, 128), 0,
+                     ptr<T>(out), s);
   }
 }
 

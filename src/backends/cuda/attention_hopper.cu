@@ -62,6 +62,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ unsigned char raw[];
   auto& shared =
       *reinterpret_cast<Shared<T, kDim>*>((reinterpret_cast<uintptr_t>(raw) + 1023) / 1024 * 1024);
+  allow_next();
+  await_inputs();
   const int head = blockIdx.x, sequence = blockIdx.z;
   const int kv_head = head / (s.num_heads / s.num_kv_heads);
   Work w;
@@ -279,6 +281,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     pin(score);
     release(&shared.k_free[stage]);
     softmax(i);
+    pin(score);  // all of it before the wait
     wgmma_wait<0>();
     pin(o);
     release(&shared.v_free[before]);
@@ -328,16 +331,6 @@ Encode tensor_map_encoder() {
   return encode;
 }
 
-bool is_hopper(int device_index) {
-  static const int major = [&] {
-    int value = 0;
-    cuda_check(cudaDeviceGetAttribute(&value, cudaDevAttrComputeCapabilityMajor, device_index),
-               "reading the compute capability");
-    return value;
-  }();
-  return major == 9;
-}
-
 // A tensor of 16-bit elements with the 128-byte swizzle. sizes and box: innermost first; strides in
 // bytes, from the second dimension.
 CUtensorMap tensor_map(const Tensor& t, unsigned rank, const cuuint64_t* sizes,
@@ -382,8 +375,8 @@ void launch(Tensor& out, const Tensor& q, const PagedKv& kv, const AttentionBatc
   cuda_check(raised, "raising the shared memory of paged_attention");
   const dim3 grid(static_cast<unsigned>(s.num_heads), blocks_for(batch.max_query_len, kRows),
                   static_cast<unsigned>(batch.context_len.size(0)));
-  hopper_attention_kernel<T, kDim><<<grid, kThreads, kBytes, stream_of(q)>>>(ptr<T>(out), maps, s);
-  check_launch("paged_attention (Hopper)");
+  launch_dependent("paged_attention (Hopper)", hopper_attention_kernel<T, kDim>, q.device().index,
+                   grid, kThreads, kBytes, ptr<T>(out), maps, s);
 }
 
 }  // namespace
@@ -393,9 +386,9 @@ bool hopper_attention(Tensor& out, const Tensor& q, const PagedKv& kv, const Att
   const bool shape_fits = (s.head_dim == 64 || s.head_dim == 128 || s.head_dim == 256) &&
                           s.block_size >= 8 && std::has_single_bit(unsigned(s.block_size)) &&
                           kv.k.numel() / s.head_dim < int64_t{1} << 31;
-  const auto whole = [](const Tensor& t) { return reinterpret_cast<uintptr_t>(t.raw()) % 16 == 0; };
-  if (!shape_fits || !whole(q) || !whole(kv.k) || !whole(kv.v) || !kv.k.is_contiguous() ||
-      !kv.v.is_contiguous() || !is_hopper(q.device().index) || tensor_map_encoder() == nullptr) {
+  if (!shape_fits || !aligned_16(q.raw()) || !aligned_16(kv.k.raw()) || !aligned_16(kv.v.raw()) ||
+      !kv.k.is_contiguous() || !kv.v.is_contiguous() || cuda_compute_major(q.device().index) != 9 ||
+      tensor_map_encoder() == nullptr) {
     return false;
   }
   dispatch_half(q.dtype(), "paged_attention", [&](auto type) {

@@ -39,6 +39,9 @@ class GraphMemory {
   int device_index_;
 };
 
+// Major compute capability: 9 on Hopper.
+int cuda_compute_major(int device_index);
+
 // After every launch: a bad configuration is an Error that names the kernel.
 inline void check_launch(const char* kernel) { cuda_check(cudaGetLastError(), kernel); }
 
@@ -79,7 +82,49 @@ T* ptr(const Tensor& t) {
   return reinterpret_cast<T*>(t.raw());
 }
 
+// Neighbouring elements that are loaded and stored together, 16 bytes at a time.
+template <class T, int kWidth>
+struct alignas(sizeof(T) * kWidth < 16 ? sizeof(T) * kWidth : 16) Vector {
+  T v[kWidth];
+};
+template <class T>
+using Vector8 = Vector<T, 8>;
+inline bool aligned_16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
 #ifdef __CUDACC__
+
+// Launches a kernel that may begin before the one queued ahead of it has ended (programmatic
+// dependent launch, from Hopper on): it must call await_inputs() before it reads what another
+// kernel writes, and before it writes anything. What it reads so must not be both const and
+// __restrict__: such loads may take a cache that the wait does not refresh.
+template <class... Parameters, class... Args>
+void launch_dependent(const char* name, void (*kernel)(Parameters...), int device_index, dim3 grid,
+                      unsigned threads, size_t shared_bytes, Args... args) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = cuda_stream(device_index);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &attribute;
+  config.numAttrs = cuda_compute_major(device_index) >= 9 ? 1 : 0;
+  cuda_check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(args)...), name);
+}
+
+// Lets the next kernel of the stream begin.
+__device__ __forceinline__ void allow_next() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+// Returns when the kernels before this one have ended and their writes are visible.
+__device__ __forceinline__ void await_inputs() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 __device__ __forceinline__ float as_float(float x) { return x; }
 __device__ __forceinline__ float as_float(__half x) { return __half2float(x); }

@@ -13,6 +13,7 @@ namespace {
 struct DeviceState {
   cudaStream_t stream = nullptr;
   int num_sms = 0;
+  int compute_major = 0;
 };
 
 // Throws Error where there is no such card or no driver for it.
@@ -26,6 +27,8 @@ DeviceState open_device(int index) {
   cuda_check(cudaStreamCreateWithFlags(&state.stream, cudaStreamNonBlocking), "creating a stream");
   cuda_check(cudaDeviceGetAttribute(&state.num_sms, cudaDevAttrMultiProcessorCount, index),
              "reading the multiprocessor count");
+  cuda_check(cudaDeviceGetAttribute(&state.compute_major, cudaDevAttrComputeCapabilityMajor, index),
+             "reading the compute capability");
   return state;
 }
 
@@ -177,6 +180,7 @@ GraphMemory::GraphMemory(int device_index) : device_index_(device_index) {
 GraphMemory::~GraphMemory() { allocator_of(device_index_).set_recording(false); }
 
 cudaStream_t cuda_stream(int device_index) { return device_state(device_index).stream; }
+int cuda_compute_major(int device_index) { return device_state(device_index).compute_major; }
 int cuda_num_sms(int device_index) { return device_state(device_index).num_sms; }
 
 }  // namespace reft

@@ -11,7 +11,7 @@ namespace {
 constexpr int kStreamRows = 16;  // rows of W per block
 constexpr int kStreamSlice =
     64;  // elements of K that a warp takes at a time: 128 bytes of each row
-constexpr int64_t kStreamTokens = 64;  // rows of x at most
+constexpr int64_t kStreamTokens = 16;  // rows of x at most
 
 __device__ __forceinline__ uint4 load_stream(const void* p) {
   uint4 v;
@@ -26,8 +26,8 @@ __device__ __forceinline__ uint4 load_stream(const void* p) {
 // every lane loads 32 contiguous bytes: lane (g, t) holds k = 16t … 16t+15 of row g, four matrix
 // instructions' worth.
 template <class T, class Out, int kTiles, int kWarps>
-__global__ void __launch_bounds__(kWarps * 32)
-    stream_kernel(Out* __restrict__ y, int64_t y_stride, const T* __restrict__ x, int64_t x_stride,
+__global__ void __launch_bounds__(kWarps * 32, 32 / kWarps)  // 1024 threads a multiprocessor
+    stream_kernel(Out* __restrict__ y, int64_t y_stride, const T* x, int64_t x_stride,
                   const T* __restrict__ w, const float* __restrict__ bias, int64_t tokens,
                   int64_t n, int64_t k) {
   __shared__ float partial[kWarps][kStreamRows][kTiles * 8 + 1];
@@ -41,34 +41,52 @@ __global__ void __launch_bounds__(kWarps * 32)
   for (int i = 0; i < kTiles; ++i)
     x_rows[i] = x + min(int64_t{i * 8 + g}, tokens - 1) * x_stride + t * 16;
   float d[kTiles][4] = {};
-  constexpr int kUnroll = kTiles <= 2 ? 4 : 2;
+  constexpr int kUnroll = kTiles == 1 ? 2 : 1;
   const int slices = static_cast<int>(k / kStreamSlice);
-  for (int base = warp; base < slices; base += kWarps * kUnroll) {
-    uint4 a0[kUnroll][2], a1[kUnroll][2];
+  const uint4 zeros = make_uint4(0, 0, 0, 0);
+  uint4 a0[kUnroll][2], a1[kUnroll][2];
+  const auto load_weights = [&](int base) {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int slice = base + u * kWarps;
-      const int64_t at = int64_t{slice < slices ? slice : base} * kStreamSlice;
+      const bool inside = slice < slices;
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        a0[u][h] = load_stream(w0 + at + h * 8);
-        a1[u][h] = load_stream(w1 + at + h * 8);
+        a0[u][h] = inside ? load_stream(w0 + int64_t{slice} * kStreamSlice + h * 8) : zeros;
+        a1[u][h] = inside ? load_stream(w1 + int64_t{slice} * kStreamSlice + h * 8) : zeros;
+      }
+    }
+  };
+  // Weights depend on no kernel: the first are on their way while the kernel before ends.
+  allow_next();
+  load_weights(warp);
+  await_inputs();
+  for (int base = warp; base < slices; base += kWarps * kUnroll) {
+    if (base != warp) load_weights(base);
+    // All of x before the first product, so that one wait covers them.
+    uint4 b[kUnroll][2][kTiles];
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int slice = min(base + u * kWarps, slices - 1);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+#pragma unroll
+        for (int i = 0; i < kTiles; ++i)
+          b[u][h][i] =
+              *reinterpret_cast<const uint4*>(x_rows[i] + int64_t{slice} * kStreamSlice + h * 8);
       }
     }
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      const int slice = base + u * kWarps;
-      if (slice >= slices) break;
+      if (base + u * kWarps >= slices) continue;  // zeros times what may be no number
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const uint32_t first[4] = {a0[u][h].x, a1[u][h].x, a0[u][h].y, a1[u][h].y};
         const uint32_t second[4] = {a0[u][h].z, a1[u][h].z, a0[u][h].w, a1[u][h].w};
 #pragma unroll
         for (int i = 0; i < kTiles; ++i) {
-          const uint4 b =
-              *reinterpret_cast<const uint4*>(x_rows[i] + int64_t{slice} * kStreamSlice + h * 8);
-          mma_16816<T>(d[i], first, b.x, b.y);
-          mma_16816<T>(d[i], second, b.z, b.w);
+          mma_16816<T>(d[i], first, b[u][h][i].x, b[u][h][i].y);
+          mma_16816<T>(d[i], second, b[u][h][i].z, b[u][h][i].w);
         }
       }
     }
@@ -121,25 +139,17 @@ void launch_stream(Tensor& y, const Tensor& x, const Tensor& w, const float* bia
   const int64_t tokens = x.size(0), n = w.size(0), k = w.size(1);
   const unsigned grid = blocks_for(n, kStreamRows);
   const auto run = [&]<int kTiles, int kWarps>() {
-    stream_kernel<T, Out, kTiles, kWarps><<<grid, kWarps * 32, 0, stream_of(x)>>>(
-        ptr<Out>(y), y.stride(0), ptr<T>(x), x.stride(0), ptr<T>(w), bias, tokens, n, k);
+    launch_dependent("linear (stream)", stream_kernel<T, Out, kTiles, kWarps>, x.device().index,
+                     dim3(grid), kWarps * 32, 0, ptr<Out>(y), y.stride(0), ptr<T>(x), x.stride(0),
+                     ptr<T>(w), bias, tokens, n, k);
   };
   // Few blocks: more warps each, so that enough loads are in flight.
   const bool few = grid < 2u * static_cast<unsigned>(cuda_num_sms(x.device().index));
   if (tokens <= 8) {
     few ? run.template operator()<1, 16>() : run.template operator()<1, 8>();
-  } else if (tokens <= 16) {
-    few ? run.template operator()<2, 16>() : run.template operator()<2, 8>();
-  } else if (tokens <= 32) {
-    run.template operator()<4, 8>();
   } else {
-    run.template operator()<8, 8>();
+    few ? run.template operator()<2, 16>() : run.template operator()<2, 8>();
   }
-  check_launch("linear (stream)");
-}
-
-bool aligned_16(const void* p, int64_t stride_bytes) {
-  return reinterpret_cast<uintptr_t>(p) % 16 == 0 && stride_bytes % 16 == 0;
 }
 
 void linear_cuda(Tensor& y, const Tensor& x, const Weight& weight, const Tensor& bias) {
@@ -149,7 +159,7 @@ void linear_cuda(Tensor& y, const Tensor& x, const Weight& weight, const Tensor&
   const float* bias_values = bias.defined() ? ptr<float>(bias) : nullptr;
   const bool half = x.dtype() == w.dtype() && x.dtype() != DType::kF32;
   const bool aligned =
-      k % kStreamSlice == 0 && aligned_16(x.raw(), x.stride(0) * 2) && aligned_16(w.raw(), k * 2);
+      k % kStreamSlice == 0 && aligned_16(x.raw()) && x.stride(0) % 8 == 0 && aligned_16(w.raw());
   const auto with_types = [&](auto f) {
     dispatch_half(x.dtype(), "linear", [&](auto type) {
       using T = decltype(type);

@@ -18,11 +18,12 @@ __device__ __forceinline__ T apply_weight(float normalised, const float* weight,
 
 // With `residual`, x is first added to it and the sum is what is normalised.
 template <class T>
-__global__ void rms_norm_kernel_cuda(T* __restrict__ y, T* __restrict__ residual,
-                                     const T* __restrict__ x, int64_t x_stride,
-                                     const float* __restrict__ weight, int64_t d, float eps,
-                                     NormKind kind) {
+__global__ void rms_norm_kernel_cuda(T* __restrict__ y, T* __restrict__ residual, const T* x,
+                                     int64_t x_stride, const float* __restrict__ weight, int64_t d,
+                                     float eps, NormKind kind) {
   __shared__ float scratch[32];
+  allow_next();
+  await_inputs();
   const int64_t row = blockIdx.x;
   const T* source = x + row * x_stride;
   T* sum_row = residual == nullptr ? nullptr : residual + row * d;
@@ -43,21 +44,16 @@ __global__ void rms_norm_kernel_cuda(T* __restrict__ y, T* __restrict__ residual
   }
 }
 
-// Eight neighbouring elements.
-template <class T>
-struct alignas(sizeof(T) * 8 < 16 ? sizeof(T) * 8 : 16) Vector8 {
-  T v[8];
-};
-
 constexpr int kVectorsPerThread = 2;
 
 // As above for rows of whole vectors: each thread keeps up to two of them in registers.
 template <class T>
-__global__ void rms_norm_vector_kernel(T* __restrict__ y, T* __restrict__ residual,
-                                       const T* __restrict__ x, int64_t x_stride,
-                                       const float* __restrict__ weight, int d, float eps,
-                                       NormKind kind) {
+__global__ void rms_norm_vector_kernel(T* __restrict__ y, T* __restrict__ residual, const T* x,
+                                       int64_t x_stride, const float* __restrict__ weight, int d,
+                                       float eps, NormKind kind) {
   __shared__ float scratch[32];
+  allow_next();
+  await_inputs();
   const int64_t row = blockIdx.x;
   const int vectors = d / 8;
   float values[kVectorsPerThread][8];
@@ -112,22 +108,22 @@ void launch(Tensor& y, Tensor* residual, const Tensor& x, const Tensor& weight, 
   if (rows == 0) return;
   dispatch_float(x.dtype(), op, [&](auto type) {
     using T = decltype(type);
-    const auto whole = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
     const bool vectors = d % 8 == 0 && d <= 8 * 1024 * kVectorsPerThread && x.stride(0) % 8 == 0 &&
-                         whole(x.raw()) && whole(y.raw()) &&
-                         (residual == nullptr || whole(residual->raw()));
+                         aligned_16(x.raw()) && aligned_16(y.raw()) &&
+                         (residual == nullptr || aligned_16(residual->raw()));
     if (vectors) {
       const auto threads = static_cast<unsigned>(std::min<int64_t>(1024, (d / 8 + 31) / 32 * 32));
-      rms_norm_vector_kernel<T><<<static_cast<unsigned>(rows), threads, 0, stream_of(x)>>>(
-          ptr<T>(y), residual == nullptr ? nullptr : ptr<T>(*residual), ptr<T>(x), x.stride(0),
-          weight.defined() ? ptr<float>(weight) : nullptr, static_cast<int>(d), eps, kind);
-      check_launch(op);
+      launch_dependent(op, rms_norm_vector_kernel<T>, x.device().index,
+                       dim3(static_cast<unsigned>(rows)), threads, 0, ptr<T>(y),
+                       residual == nullptr ? nullptr : ptr<T>(*residual), ptr<T>(x), x.stride(0),
+                       weight.defined() ? ptr<float>(weight) : nullptr, static_cast<int>(d), eps,
+                       kind);
       return;
     }
-    rms_norm_kernel_cuda<T><<<static_cast<unsigned>(rows), threads_for(d), 0, stream_of(x)>>>(
-        ptr<T>(y), residual == nullptr ? nullptr : ptr<T>(*residual), ptr<T>(x), x.stride(0),
-        weight.defined() ? ptr<float>(weight) : nullptr, d, eps, kind);
-    check_launch(op);
+    launch_dependent(op, rms_norm_kernel_cuda<T>, x.device().index,
+                     dim3(static_cast<unsigned>(rows)), threads_for(d), 0, ptr<T>(y),
+                     residual == nullptr ? nullptr : ptr<T>(*residual), ptr<T>(x), x.stride(0),
+                     weight.defined() ? ptr<float>(weight) : nullptr, d, eps, kind);
   });
 }
 
