@@ -756,6 +756,11 @@ size_t ConnectionPool::size() const {
   return entries_.size();
 }
 
+size_t ConnectionPool::num_idle() const {
+  const std::lock_guard lock(mutex_);
+  return idle_.size();
+}
+
 void ConnectionPool::set_idle(Connection* connection, bool idle) {
   const std::lock_guard lock(mutex_);
   const auto it = entries_.find(connection);
