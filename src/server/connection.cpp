@@ -85,7 +85,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void on_read_error(error_code ec);
   HttpRequest take_head();
 
-  void send(HttpResponse response);
+  void send(const HttpResponse& response);
   void begin_stream();
   void write_events(std::string_view events);
   void end_stream();
@@ -157,11 +157,11 @@ class ConnectionExchange final : public Exchange,
 
   void respond(HttpResponse response) override {
     asio::dispatch(connection_->socket_.get_executor(),
-                   [self = shared_from_this(), response = std::move(response)]() mutable {
+                   [self = shared_from_this(), response = std::move(response)] {
                      if (self->ended_ || self->gone_) return;
                      self->ended_ = true;
                      self->forget_disconnect();
-                     self->connection_->send(std::move(response));
+                     self->connection_->send(response);
                    });
   }
 
@@ -471,7 +471,7 @@ std::string Connection::response_head(int status, std::string_view content_type,
   return head;
 }
 
-void Connection::send(HttpResponse response) {
+void Connection::send(const HttpResponse& response) {
   if (state_ != State::kAnswering) return;
   if (streaming_) {  // too late for a status: the error becomes an event
     write_events("data: " + response.body + "\n\ndata: [DONE]\n\n");
