@@ -247,11 +247,12 @@ class TestServer {
              stats.num_free_kv_blocks == stats.num_kv_blocks;
     });
   }
-  // Waits until the engine runs `running` requests and as many as `waiting` are queued.
-  bool becomes_busy(int64_t running = 1, int64_t waiting = 0) {
+  // Waits until the engine has that many requests and runs some.
+  bool becomes_busy(int64_t requests = 1) {
     return becomes_true([&] {
       const EngineStats stats = engine_->stats();
-      return stats.num_requests_running >= running && stats.num_requests_waiting >= waiting;
+      return stats.num_requests_running > 0 &&
+             stats.num_requests_running + stats.num_requests_waiting >= requests;
     });
   }
 
