@@ -393,7 +393,7 @@ void Connection::on_head_complete() {
     if (!worth_reading || !keep_alive_) {
       keep_alive_ = keep_alive_ && parser_->is_done();
       state_ = State::kAnswering;
-      return send(std::move(*refusal_));
+      return send(*refusal_);
     }
   } else if (!parser_->is_done() && !request_.header("expect").empty()) {
     out_ += "HTTP/1.1 100 Continue\r\n\r\n";
@@ -424,7 +424,7 @@ void Connection::dispatch() {
   set_deadline(Clock::time_point::max());
   if (refusal_) {
     parser_.reset();
-    return send(std::move(*refusal_));
+    return send(*refusal_);
   }
   request_.body = std::move(parser_->get().body());
   parser_.reset();
