@@ -370,7 +370,8 @@ void ArgParser::ignored(std::string name, std::string why, bool takes_value) {
   auto& option =
       state_->declare(takes_value ? State::Kind::kIgnoredValue : State::Kind::kIgnoredSwitch,
                       std::move(name), why, {}, "");
-  option.set = [state = state_.get(), why](const std::string& flag, const std::string&) {
+  option.set = [state = state_.get(), why = std::move(why)](const std::string& flag,
+                                                            const std::string&) {
     state->ignored.push_back(flag + ": " + why);
   };
 }
@@ -470,7 +471,7 @@ std::string ArgParser::help() const {
     if (!body.empty()) {
       std::string title = s.groups[group];
       std::ranges::transform(title, title.begin(), [](unsigned char c) { return std::toupper(c); });
-      out += "\n" + title + "\n" + body;
+      out += fmt::format("\n{}\n{}", title, body);
     }
   }
   if (!s.options.empty()) {

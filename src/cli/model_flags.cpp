@@ -133,7 +133,7 @@ void ModelFlags::declare_seed(ArgParser& parser) {
 
 std::string ModelFlags::resolve_path() const {
   if (model.empty()) {
-    const std::string path = default_model_path();
+    std::string path = default_model_path();
     check(
         std::filesystem::exists(path),
         "no --model was given and the default model is not at '{}': pass --model with a folder, a "

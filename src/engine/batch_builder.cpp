@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "engine/packed_batch.h"
+
 namespace reft {
 namespace {
 
@@ -59,31 +61,17 @@ Tensor wrap(std::vector<int32_t>& values, Shape shape) {
   return Tensor::borrow(values.data(), shape, DType::kI32);
 }
 
-// One copy for all arrays: they lie end to end in one block of device memory.
+// One copy for all arrays.
 void move_batch(Batch& batch, Device device) {
-  Tensor* parts[] = {&batch.token_ids,
-                     &batch.positions,
-                     &batch.slots,
-                     &batch.attention.query_start,
-                     &batch.attention.context_len,
-                     &batch.attention.block_table,
-                     &batch.logit_rows};
-  constexpr int64_t kAlign = 4;  // 16 bytes
-  int64_t total = 0;
-  for (const Tensor* part : parts) total += (part->numel() + kAlign - 1) / kAlign * kAlign;
-  const Tensor host = Tensor::empty({total}, DType::kI32);
-  int64_t at = 0;
-  for (const Tensor* part : parts) {
-    host.rows(at, at + part->numel()).copy_from(part->reshape({part->numel()}));
-    at += (part->numel() + kAlign - 1) / kAlign * kAlign;
-  }
-  const Tensor moved = host.to(device);
-  at = 0;
-  for (Tensor* part : parts) {
-    const int64_t n = part->numel();
-    *part = moved.rows(at, at + n).reshape(part->shape());
-    at += (n + kAlign - 1) / kAlign * kAlign;
-  }
+  const BatchSizes sizes = sizes_of(batch);
+  const Tensor host = Tensor::empty({packed_size(sizes)}, DType::kI32);
+  Batch packed = view_packed(host, sizes);
+  const auto from = arrays_of(batch);
+  const auto to = arrays_of(packed);
+  for (size_t i = 0; i < from.size(); ++i) to[i]->copy_from(*from[i]);
+  Batch moved = view_packed(host.to(device), sizes);
+  const auto arrays = arrays_of(moved);
+  for (size_t i = 0; i < from.size(); ++i) *from[i] = *arrays[i];
 }
 
 }  // namespace

@@ -1,17 +1,11 @@
 #include "engine/decode_graphs.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "base/log.h"
 
 namespace reft {
-namespace {
-
-constexpr int64_t kAlign = 4;  // int32s in 16 bytes
-
-int64_t padded(int64_t n) { return (n + kAlign - 1) / kAlign * kAlign; }
-
-}  // namespace
 
 DecodeGraphs::DecodeGraphs(CausalLmModel& model, KvCache& cache, Device device,
                            int64_t max_sequences, int64_t max_len)
@@ -27,26 +21,20 @@ DecodeGraphs::DecodeGraphs(CausalLmModel& model, KvCache& cache, Device device,
   sizes_.push_back(max_sequences);
 }
 
+BatchSizes DecodeGraphs::sizes_for(int64_t sequences) const {
+  return {.tokens = sequences,
+          .sequences = sequences,
+          .table_width = table_width_,
+          .logit_rows = sequences};
+}
+
 std::unique_ptr<DecodeGraphs::Recorded> DecodeGraphs::record(int64_t sequences) {
   auto r = std::make_unique<Recorded>();
   r->sequences = sequences;
   const int64_t n = sequences;
-  r->arrays =
-      Tensor::zeros({5 * padded(n) + padded(n + 1) + n * table_width_}, DType::kI32, device_);
-  int64_t at = 0;
-  const auto take = [&](Shape shape) {
-    const Tensor view = r->arrays.rows(at, at + shape.numel()).reshape(shape);
-    at += padded(shape.numel());
-    return view;
-  };
-  r->batch.token_ids = take({n});
-  r->batch.positions = take({n});
-  r->batch.slots = take({n});
-  r->batch.attention.context_len = take({n});
-  r->batch.logit_rows = take({n});
-  r->batch.attention.query_start = take({n + 1});
-  r->batch.attention.block_table =
-      r->arrays.rows(at, at + n * table_width_).reshape({n, table_width_});
+  const BatchSizes sizes = sizes_for(n);
+  r->arrays = Tensor::zeros({packed_size(sizes)}, DType::kI32, device_);
+  r->batch = view_packed(r->arrays, sizes);
   r->batch.attention.max_query_len = 1;
   r->batch.attention.max_context_len = max_len_;
   const auto body = [&] { r->logits = model_.forward(r->batch, cache_); };
@@ -71,28 +59,26 @@ Tensor DecodeGraphs::forward(const Batch& host) {
   const int64_t given = host.num_sequences();
   Recorded& r = recorded_for(given);
   const int64_t n = r.sequences;
-  std::vector<int32_t> values(static_cast<size_t>(r.arrays.numel()), 0);
-  int64_t at = 0;
-  const auto put = [&](const Tensor& t, int64_t count, int32_t rest) {
-    int32_t* to = values.data() + at;
-    std::copy_n(t.data<int32_t>(), t.numel(), to);
-    std::fill(to + t.numel(), to + count, rest);
-    at += padded(count);
+  const Tensor values = Tensor::zeros({r.arrays.numel()}, DType::kI32);
+  const Batch padded = view_packed(values, sizes_for(n));
+  // The rest of an array stays 0 (no keys, some row's logits) but where padding says otherwise.
+  const auto put = [](const Tensor& from, const Tensor& to) {
+    std::copy_n(from.data<int32_t>(), from.numel(), to.data<int32_t>());
   };
-  // Padding: no keys, no slot, some row's logits.
-  put(host.token_ids, n, 0);
-  put(host.positions, n, 0);
-  put(host.slots, n, -1);
-  put(host.attention.context_len, n, 0);
-  put(host.logit_rows, n, 0);
-  for (int64_t i = 0; i <= n; ++i) values[static_cast<size_t>(at + i)] = static_cast<int32_t>(i);
-  at += padded(n + 1);
+  put(host.token_ids, padded.token_ids);
+  put(host.positions, padded.positions);
+  put(host.slots, padded.slots);
+  std::fill_n(padded.slots.data<int32_t>() + given, n - given, -1);
+  put(host.attention.context_len, padded.attention.context_len);
+  put(host.logit_rows, padded.logit_rows);
+  std::iota(padded.attention.query_start.data<int32_t>(),
+            padded.attention.query_start.data<int32_t>() + n + 1, 0);
   const int64_t width = host.attention.block_table.size(1);
   for (int64_t i = 0; i < given; ++i) {
     std::copy_n(host.attention.block_table.data<int32_t>() + i * width, width,
-                values.data() + at + i * table_width_);
+                padded.attention.block_table.data<int32_t>() + i * table_width_);
   }
-  r.arrays.copy_from(Tensor::borrow(values.data(), {r.arrays.numel()}, DType::kI32));
+  r.arrays.copy_from(values);
   r.graph->replay();
   return r.logits.rows(0, given);
 }

@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "engine/packed_batch.h"
 #include "models/model.h"
 #include "ops/graph.h"
 
@@ -33,6 +34,7 @@ class DecodeGraphs {
     std::unique_ptr<OpGraph> graph;
   };
 
+  BatchSizes sizes_for(int64_t sequences) const;
   Recorded& recorded_for(int64_t sequences);
   std::unique_ptr<Recorded> record(int64_t sequences);
 

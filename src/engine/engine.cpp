@@ -203,6 +203,7 @@ struct Engine::State {
   std::vector<OutputEvent> events;
   std::vector<std::unique_ptr<StepPlan>> spare_plans;
   int in_flight = 0;
+  bool recovering = false;  // a step failed, and those launched behind it are not back yet
   int failures_in_a_row = 0;
 
   StatsRecorder recorder;  // thread-safe
@@ -427,10 +428,14 @@ void Engine::State::loop() {
     taken.clear();
     while (std::unique_ptr<StepPlan> done = runner.collect()) {
       --in_flight;
+      recovering |= done->failed;
       take(*done);
       spare_plans.push_back(std::move(done));
     }
-    while (in_flight < kMaxInFlight && launch()) {
+    // A cancelled step samples nothing: none that counts on its tokens may follow it, and what it
+    // held is set back only when it was collected.
+    if (in_flight == 0) recovering = false;
+    while (!recovering && in_flight < kMaxInFlight && launch()) {
     }
     publish(Clock::now());
   }

@@ -36,6 +36,43 @@ struct ModelSettings {
   std::function<void(const Batch&)> on_step;  // called at the start of each forward
 };
 
+// Steps of the model wait here while it is closed: `settings.on_step = gate.step()`. It must
+// outlive the engine. (After a minute it lets them pass, so that a failed test ends.)
+class Gate {
+ public:
+  std::function<void(const Batch&)> step() {
+    return [this](const Batch&) { pass(); };
+  }
+  void pass() {
+    ++waiting_;
+    std::unique_lock lock(mutex_);
+    changed_.wait_for(lock, std::chrono::minutes(1), [this] { return open_; });
+  }
+  void open() {
+    std::lock_guard lock(mutex_);
+    open_ = true;
+    changed_.notify_all();
+  }
+  // Steps that came here so far.
+  int num_arrived() const { return waiting_; }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::atomic<int> waiting_ = 0;
+  bool open_ = false;
+};
+
+// Whether `condition` becomes true; a hang ends after 20 s.
+template <class F>
+bool becomes_true(F condition) {
+  for (int i = 0; i < 20'000; ++i) {
+    if (condition()) return true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  return false;
+}
+
 class Model : public CausalLmModel {
  public:
   explicit Model(ModelSettings settings) : settings_(std::move(settings)) {
@@ -265,10 +302,12 @@ inline CollectorPtr start(Engine& engine, const Call& call) {
   return collector;
 }
 
-// Runs all calls at once; the outputs of each.
-inline std::vector<std::vector<Output>> run_all(Engine& engine, const std::vector<Call>& calls) {
+// Runs all calls at once; the outputs of each. `started` is called when the engine has them all.
+inline std::vector<std::vector<Output>> run_all(Engine& engine, const std::vector<Call>& calls,
+                                                const std::function<void()>& started = nullptr) {
   std::vector<CollectorPtr> collectors;
   for (const Call& call : calls) collectors.push_back(start(engine, call));
+  if (started) started();
   std::vector<std::vector<Output>> outputs;
   for (const CollectorPtr& c : collectors) {
     check(c->wait(), "a request did not end within a minute");

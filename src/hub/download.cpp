@@ -27,6 +27,7 @@ void run_workers(int count, F f) {
   std::exception_ptr first;
   std::mutex mutex;
   std::vector<std::thread> threads;
+  threads.reserve(static_cast<size_t>(count));
   for (int i = 0; i < count; ++i) {
     threads.emplace_back([&] {
       try {

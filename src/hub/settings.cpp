@@ -50,7 +50,7 @@ std::string trimmed(std::string text) {
 
 std::string find_token(const std::string& option) {
   if (!option.empty()) return trimmed(option);
-  const std::string value = trimmed(variable({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"}));
+  std::string value = trimmed(variable({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"}));
   if (!value.empty()) return value;
   std::string path = expand_home(variable({"HF_TOKEN_PATH"}));
   if (path.empty()) path = (hf_home() / "token").string();

@@ -2,7 +2,7 @@
 
 namespace reft {
 
-KvCache::KvCache(std::vector<LayerCacheSpec> layers, int64_t num_blocks, int64_t block_size,
+KvCache::KvCache(const std::vector<LayerCacheSpec>& layers, int64_t num_blocks, int64_t block_size,
                  DType dtype, Device device)
     : num_blocks_(num_blocks), block_size_(block_size), dtype_(dtype) {
   check(num_blocks > 0 && block_size > 0, "KV cache of {} blocks of {} tokens", num_blocks,

@@ -19,8 +19,8 @@ struct LayerCacheSpec {
 class KvCache {
  public:
   // Allocates for every layer k and v of [num_blocks, Hk, block_size, Dh]. Block 0 … num_blocks−1.
-  KvCache(std::vector<LayerCacheSpec> layers, int64_t num_blocks, int64_t block_size, DType dtype,
-          Device device);
+  KvCache(const std::vector<LayerCacheSpec>& layers, int64_t num_blocks, int64_t block_size,
+          DType dtype, Device device);
 
   PagedKv& layer(int64_t i) { return layers_[static_cast<size_t>(i)]; }
   int64_t num_layers() const { return static_cast<int64_t>(layers_.size()); }

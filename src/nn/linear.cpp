@@ -10,7 +10,7 @@ Linear::Linear(Module* parent, std::string name, int64_t in_features, int64_t ou
   add_part("", out_features, bias);
 }
 
-Linear::Linear(Module* parent, int64_t in_features, std::vector<Part> parts, bool bias)
+Linear::Linear(Module* parent, int64_t in_features, const std::vector<Part>& parts, bool bias)
     : Module(parent, ""), in_features_(in_features) {
   for (const Part& part : parts) add_part(part.name + ".", part.out_features, bias);
 }

@@ -20,7 +20,7 @@ class Linear : public Module {
          bool bias = false);
   // Several matrices, whose results lie side by side: y = [x W₀ᵀ | x W₁ᵀ | …]. Parts are named
   // below `parent`.
-  Linear(Module* parent, int64_t in_features, std::vector<Part> parts, bool bias = false);
+  Linear(Module* parent, int64_t in_features, const std::vector<Part>& parts, bool bias = false);
 
   // x: [T, K]. Returns [T, N] in x's dtype, or in `out_dtype` (float32 for logits).
   Tensor operator()(const Tensor& x) const { return (*this)(x, x.dtype()); }

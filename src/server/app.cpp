@@ -144,7 +144,9 @@ bool App::key_is_valid(const HttpRequest& request) const {
 }
 
 const Route* App::find_route(const HttpRequest& request, std::string* allowed) const {
-  const std::string_view method = request.method == "HEAD" ? "GET" : request.method;
+  // (Without the conversion the views would be of a temporary string.)
+  const std::string_view method =
+      request.method == "HEAD" ? "GET" : std::string_view(request.method);
   for (const Route& route : routes_) {
     std::string_view pattern = route.path;
     const bool prefix = pattern.back() == '*';

@@ -85,7 +85,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void on_read_error(error_code ec);
   HttpRequest take_head();
 
-  void send(HttpResponse response);
+  void send(const HttpResponse& response);
   void begin_stream();
   void write_events(std::string_view events);
   void end_stream();
@@ -157,11 +157,11 @@ class ConnectionExchange final : public Exchange,
 
   void respond(HttpResponse response) override {
     asio::dispatch(connection_->socket_.get_executor(),
-                   [self = shared_from_this(), response = std::move(response)]() mutable {
+                   [self = shared_from_this(), response = std::move(response)] {
                      if (self->ended_ || self->gone_) return;
                      self->ended_ = true;
                      self->forget_disconnect();
-                     self->connection_->send(std::move(response));
+                     self->connection_->send(response);
                    });
   }
 
@@ -393,7 +393,7 @@ void Connection::on_head_complete() {
     if (!worth_reading || !keep_alive_) {
       keep_alive_ = keep_alive_ && parser_->is_done();
       state_ = State::kAnswering;
-      return send(std::move(*refusal_));
+      return send(*refusal_);
     }
   } else if (!parser_->is_done() && !request_.header("expect").empty()) {
     out_ += "HTTP/1.1 100 Continue\r\n\r\n";
@@ -424,7 +424,7 @@ void Connection::dispatch() {
   set_deadline(Clock::time_point::max());
   if (refusal_) {
     parser_.reset();
-    return send(std::move(*refusal_));
+    return send(*refusal_);
   }
   request_.body = std::move(parser_->get().body());
   parser_.reset();
@@ -471,7 +471,7 @@ std::string Connection::response_head(int status, std::string_view content_type,
   return head;
 }
 
-void Connection::send(HttpResponse response) {
+void Connection::send(const HttpResponse& response) {
   if (state_ != State::kAnswering) return;
   if (streaming_) {  // too late for a status: the error becomes an event
     write_events("data: " + response.body + "\n\ndata: [DONE]\n\n");
@@ -754,6 +754,11 @@ void ConnectionPool::abort() {
 size_t ConnectionPool::size() const {
   const std::lock_guard lock(mutex_);
   return entries_.size();
+}
+
+size_t ConnectionPool::num_idle() const {
+  const std::lock_guard lock(mutex_);
+  return idle_.size();
 }
 
 void ConnectionPool::set_idle(Connection* connection, bool idle) {

@@ -51,6 +51,7 @@ class ConnectionPool {
   // Closes everything. Exchanges are told that their client left.
   void abort();
   size_t size() const;
+  size_t num_idle() const;
 
  private:
   friend class Connection;

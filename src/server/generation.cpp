@@ -17,7 +17,7 @@ std::string next_engine_id() {
 }  // namespace
 
 Generation::Generation(ServeContext& context, std::shared_ptr<Exchange> exchange,
-                       GenerationFields fields, std::string id_prefix, std::string object)
+                       GenerationFields fields, const std::string& id_prefix, std::string object)
     : context_(context),
       exchange_(std::move(exchange)),
       fields_(std::move(fields)),

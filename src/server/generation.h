@@ -26,7 +26,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
 
  protected:
   Generation(ServeContext& context, std::shared_ptr<Exchange> exchange, GenerationFields fields,
-             std::string id_prefix, std::string object);
+             const std::string& id_prefix, std::string object);
 
   // On the strand, in the engine's order. Streams append to events_.
   virtual void on_update(size_t prompt, GenerationUpdate& update) = 0;

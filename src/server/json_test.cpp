@@ -30,7 +30,11 @@ std::pair<std::string, std::string> refusal(const std::string& body) {
 TEST(JsonWriter, EscapesAndRepairs) {
   EXPECT_EQ(json_string("plain"), "\"plain\"");
   EXPECT_EQ(json_string("a\"b\\c\n\r\t\x01\x7f"), "\"a\\\"b\\\\c\\n\\r\\t\\u0001\x7f\"");
+  EXPECT_EQ(json_string("\b\f"), "\"\\b\\f\"");
   EXPECT_EQ(json_string("é漢😀"), "\"é漢😀\"");
+  std::string ascii;
+  append_json_string(ascii, "é漢😀\x1f\xff", true);
+  EXPECT_EQ(ascii, "\"\\u00e9\\u6f22\\ud83d\\ude00\\u001f\\ufffd\"");
   const std::string nul("a\0b", 3);
   EXPECT_EQ(json_string(nul), "\"a\\u0000b\"");
   // Truncated, overlong, surrogate, beyond U+10FFFF.

@@ -316,6 +316,7 @@ void Server::stop() {
 }
 
 int Server::port() const { return state_->port; }
+size_t Server::num_idle_connections() const { return state_->pool.num_idle(); }
 std::string Server::address() const { return state_->address; }
 
 }  // namespace reft

@@ -100,6 +100,8 @@ class Server {
   void stop();
   // The port that is listened on; 0 with a Unix socket.
   int port() const;
+  // Connections that wait for a request.
+  size_t num_idle_connections() const;
   // "http://127.0.0.1:8888" or "unix:/path", for people.
   std::string address() const;
 

@@ -79,9 +79,9 @@ class Client {
     data_.append(chunk, static_cast<size_t>(n));
     return true;
   }
-  // Whether the server closed the connection within the time.
-  bool closed_within(int timeout_ms) {
-    const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(timeout_ms);
+  // Whether the server closes the connection; a hang ends after 20 s.
+  bool becomes_closed() {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
     for (;;) {
       const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(
           end - std::chrono::steady_clock::now());
@@ -222,6 +222,10 @@ class TestServer {
     server_->stop();
     thread_.join();
   }
+  // The client may see its answer before the server counts the connection as idle.
+  bool becomes_idle_on(size_t connections) {
+    return becomes_true([&] { return server_->num_idle_connections() == connections; });
+  }
   // Begins a graceful shutdown.
   void drain() { server_->stop(); }
   void join() { thread_.join(); }
@@ -237,22 +241,19 @@ class TestServer {
   }
   // Waits until no request is in the engine.
   bool becomes_idle() {
-    for (int i = 0; i < 1000; ++i) {
+    return becomes_true([&] {
       const EngineStats stats = engine_->stats();
-      if (stats.num_requests_running == 0 && stats.num_requests_waiting == 0 &&
-          stats.num_free_kv_blocks == stats.num_kv_blocks) {
-        return true;
-      }
-      std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    }
-    return false;
+      return stats.num_requests_running == 0 && stats.num_requests_waiting == 0 &&
+             stats.num_free_kv_blocks == stats.num_kv_blocks;
+    });
   }
-  bool becomes_busy() {
-    for (int i = 0; i < 1000; ++i) {
-      if (engine_->stats().num_requests_running > 0) return true;
-      std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    }
-    return false;
+  // Waits until the engine has that many requests and runs some.
+  bool becomes_busy(int64_t requests = 1) {
+    return becomes_true([&] {
+      const EngineStats stats = engine_->stats();
+      return stats.num_requests_running > 0 &&
+             stats.num_requests_running + stats.num_requests_waiting >= requests;
+    });
   }
 
  private:

@@ -383,6 +383,7 @@ void write_safetensors(const std::string& path,
                        const std::map<std::string, std::string>& metadata) {
   // Widest elements first, so that every tensor is aligned to its element.
   std::vector<const std::pair<std::string, Tensor>*> order;
+  order.reserve(tensors.size());
   for (const auto& tensor : tensors) order.push_back(&tensor);
   std::stable_sort(order.begin(), order.end(), [](const auto* a, const auto* b) {
     return dtype_info(a->second.dtype()).block_bytes > dtype_info(b->second.dtype()).block_bytes;

@@ -27,8 +27,8 @@ size_t TensorTable::add_file(std::shared_ptr<const MappedFile> file) {
     entry.modified_ns = modified_ns(info);
   }
   const auto bytes = file->bytes();
-  entry.storage =
-      std::make_shared<Storage>(kCpuDevice, writable(bytes.data()), bytes.size(), [file] {});
+  entry.storage = std::make_shared<Storage>(kCpuDevice, writable(bytes.data()), bytes.size(),
+                                            [file = std::move(file)] {});
   files_.push_back(std::move(entry));
   return files_.size() - 1;
 }

@@ -125,7 +125,7 @@ std::string format_float(double value, const Spec& spec) {
   return finish_number(negative, body, spec);
 }
 
-std::string cut_text(std::string text, int64_t precision) {
+std::string cut_text(const std::string& text, int64_t precision) {
   return precision < 0 ? text : text.substr(0, byte_offset(text, static_cast<size_t>(precision)));
 }
 

@@ -2,60 +2,12 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/json_text.h"
 #include "text/jinja_text.h"
 #include "text/jinja_value.h"
 
 namespace reft::jinja {
 namespace {
-
-void append_json_string(std::string& out, std::string_view s, bool ensure_ascii) {
-  out += '"';
-  for (size_t pos = 0; pos < s.size();) {
-    auto byte = static_cast<unsigned char>(s[pos]);
-    if (byte >= 0x80 && ensure_ascii) {
-      char32_t c = next_codepoint(s, pos);
-      if (c >= 0x10000) {
-        c -= 0x10000;
-        out += fmt::format("\\u{:04x}\\u{:04x}", 0xD800 + static_cast<uint32_t>(c >> 10),
-                           0xDC00 + static_cast<uint32_t>(c & 0x3FF));
-      } else {
-        out += fmt::format("\\u{:04x}", static_cast<uint32_t>(c));
-      }
-      continue;
-    }
-    ++pos;
-    switch (byte) {
-      case '"':
-        out += "\\\"";
-        break;
-      case '\\':
-        out += "\\\\";
-        break;
-      case '\n':
-        out += "\\n";
-        break;
-      case '\r':
-        out += "\\r";
-        break;
-      case '\t':
-        out += "\\t";
-        break;
-      case '\b':
-        out += "\\b";
-        break;
-      case '\f':
-        out += "\\f";
-        break;
-      default:
-        if (byte < 0x20) {
-          out += fmt::format("\\u{:04x}", static_cast<uint32_t>(byte));
-        } else {
-          out += static_cast<char>(byte);
-        }
-    }
-  }
-  out += '"';
-}
 
 std::string json_float(double d) {
   if (std::isnan(d)) return "NaN";

@@ -86,7 +86,7 @@ Value Value::list(std::vector<Value> items, ListKind kind) {
   return of(Kind::kList, std::move(node));
 }
 
-Value Value::dict(std::vector<std::pair<Value, Value>> entries) {
+Value Value::dict(std::vector<std::pair<Value, Value>>&& entries) {
   auto node = std::make_shared<DictNode>();
   node->charge(entries.size() * 2 * sizeof(Value) + sizeof(DictNode));
   for (auto& [key, value] : entries) {

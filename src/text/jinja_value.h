@@ -78,7 +78,7 @@ class Value {
   static Value string(std::string s, bool markup = false);
   static Value list(std::vector<Value> items, ListKind kind = ListKind::kList);
   static Value tuple(std::vector<Value> items) { return list(std::move(items), ListKind::kTuple); }
-  static Value dict(std::vector<std::pair<Value, Value>> entries);
+  static Value dict(std::vector<std::pair<Value, Value>>&& entries);
   static Value callable(std::string name, std::function<Value(Interpreter&, CallArgs&)> f);
   // `message`: what an error about its use says. `unsafe`: made by an access that the sandbox
   // forbids.

@@ -37,7 +37,8 @@ Json field(const Fields& fields, const char* key, const std::string& what) {
 Json small_fields(const Fields& fields, const std::string& what) {
   Json out = Json::object();
   for (const auto& [key, value] : fields) {
-    if (key != "vocab" && key != "merges") out[key] = parse_json(value, what + ": model." + key);
+    if (key != "vocab" && key != "merges")
+      out[key] = parse_json(value, fmt::format("{}: model.{}", what, key));
   }
   return out;
 }

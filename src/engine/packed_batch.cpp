@@ -1,0 +1,53 @@
+#include "engine/packed_batch.h"
+
+namespace reft {
+namespace {
+
+constexpr int64_t kAlign = 4;  // int32s in 16 bytes
+
+int64_t padded(int64_t n) { return (n + kAlign - 1) / kAlign * kAlign; }
+
+// In the order of arrays_of.
+std::array<Shape, 7> shapes_of(const BatchSizes& s) {
+  return {Shape{s.tokens},        Shape{s.tokens},    Shape{s.tokens},
+          Shape{s.sequences + 1}, Shape{s.sequences}, Shape{s.sequences, s.table_width},
+          Shape{s.logit_rows}};
+}
+
+}  // namespace
+
+BatchSizes sizes_of(const Batch& batch) {
+  return {batch.num_tokens(), batch.num_sequences(), batch.attention.block_table.size(1),
+          batch.num_logit_rows()};
+}
+
+int64_t packed_size(const BatchSizes& sizes) {
+  int64_t total = 0;
+  for (const Shape& shape : shapes_of(sizes)) total += padded(shape.numel());
+  return total;
+}
+
+Batch view_packed(const Tensor& block, const BatchSizes& sizes) {
+  Batch batch;
+  const auto arrays = arrays_of(batch);
+  const auto shapes = shapes_of(sizes);
+  int64_t at = 0;
+  for (size_t i = 0; i < arrays.size(); ++i) {
+    const int64_t n = shapes[i].numel();
+    *arrays[i] = block.rows(at, at + n).reshape(shapes[i]);
+    at += padded(n);
+  }
+  return batch;
+}
+
+std::array<Tensor*, 7> arrays_of(Batch& batch) {
+  return {&batch.token_ids,
+          &batch.positions,
+          &batch.slots,
+          &batch.attention.query_start,
+          &batch.attention.context_len,
+          &batch.attention.block_table,
+          &batch.logit_rows};
+}
+
+}  // namespace reft
