@@ -4,6 +4,9 @@ find_package(Threads REQUIRED)
 find_package(fmt REQUIRED)              # libfmt-dev (header-only use: Debian has no static one)
 find_package(spdlog REQUIRED)           # libspdlog-dev (header-only use)
 find_package(nlohmann_json REQUIRED)    # nlohmann-json3-dev
+if(POLICY CMP0167)
+  cmake_policy(SET CMP0167 NEW)         # Boost's own package file: newer CMakes have no FindBoost
+endif()
 find_package(Boost 1.74 REQUIRED)       # libboost1.81-dev: Beast and Asio, headers only
 
 # Prefers lib<name>.a over the shared object.
