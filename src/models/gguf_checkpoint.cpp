@@ -120,6 +120,7 @@ class RenamedReader final : public CheckpointReader {
 
   const std::vector<TensorEntry>& entries() const override { return entries_; }
   bool contains(const std::string& name) const override { return file_names_.count(name) > 0; }
+  void release_pages() const override { gguf_->release_pages(); }
   Tensor read(const std::string& name) const override {
     const auto it = file_names_.find(name);
     check(it != file_names_.end(), "tensor '{}' is missing", name);

@@ -288,6 +288,8 @@ LoadedModel load_model(const std::string& path, const LoadOptions& options) {
                    .device = options.device,
                    .seed = options.seed},
                   options.quiet);
+  // What stays of the file are the embedding's rows, where no packed form holds them.
+  if (source.reader) source.reader->release_pages();
 
   loaded.model->visit([&](const std::string& name, Parameter& parameter) {
     if (!source.reader || assignment.count(name) > 0)

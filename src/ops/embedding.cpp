@@ -9,7 +9,7 @@ constinit Kernel<void(Tensor& out, const Tensor& x, const Tensor& rows)> gather_
 
 Tensor embedding(const Tensor& ids, const Weight& table, DType out_dtype, float scale) {
   check(ids.dims() == 1 && ids.dtype() == DType::kI32, "embedding: ids are {}, not int32 [T]", ids);
-  check(table.data.defined(), "embedding: the table's data was not kept by prepare_weight");
+  check(table.data.defined() || table.packed != nullptr, "embedding: the table is empty");
   check(is_float(out_dtype), "embedding: cannot write {}", dtype_name(out_dtype));
   Tensor out = Tensor::empty({ids.size(0), table.in_features}, out_dtype, ids.device());
   if (out.numel() > 0) embedding_kernel(ids.device(), out, ids, table, scale);

@@ -32,9 +32,10 @@ struct Weight {
 };
 
 // Moves the weight to `device` and builds the backend's layout for `linear`. With `keep_data`,
-// `data` stays readable (the token embedding is looked up in it); otherwise it is dropped when a
-// packed form replaces it. `compute` is the dtype that the user asked for: with kF32, block formats
-// are expanded to float32 so that `linear` is exact; else they stay as they are.
+// `embedding` can look rows up: `data` stays, unless the packed form holds the same values;
+// otherwise it is dropped when a packed form replaces it. `compute` is the dtype that the user
+// asked for: with kF32, block formats are expanded to float32 so that `linear` is exact; else they
+// stay as they are.
 void prepare_weight(Weight& weight, Device device, DType compute, bool keep_data = false);
 extern Kernel<void(Weight& weight, DType compute, bool keep_data)> prepare_weight_kernel;
 

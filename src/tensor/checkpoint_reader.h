@@ -27,6 +27,9 @@ class CheckpointReader {
   // A zero-copy CPU view into the mapping, valid for as long as the tensor lives. Throws Error when
   // absent.
   virtual Tensor read(const std::string& name) const = 0;
+  // Takes the mapped pages out of this process, where nothing that was read is needed soon. Tensors
+  // stay valid.
+  virtual void release_pages() const {}
 };
 
 // Opens `path`: a .safetensors or .gguf file, a model.safetensors.index.json, or a folder that

@@ -360,6 +360,7 @@ class GgufFiles : public GgufReader {
   const std::vector<TensorEntry>& entries() const override { return table_.entries(); }
   bool contains(const std::string& name) const override { return table_.find(name) != nullptr; }
   Tensor read(const std::string& name) const override { return table_.read(name); }
+  void release_pages() const override { table_.release_pages(); }
   const std::map<std::string, GgufValue>& metadata() const override { return metadata_; }
   const std::string& path() const override { return path_; }
 

@@ -275,6 +275,7 @@ class SafetensorsReader : public CheckpointReader {
   const std::vector<TensorEntry>& entries() const override { return table_.entries(); }
   bool contains(const std::string& name) const override { return table_.find(name) != nullptr; }
   Tensor read(const std::string& name) const override { return table_.read(name); }
+  void release_pages() const override { table_.release_pages(); }
 
  private:
   using WeightMap = std::unordered_map<std::string, std::string>;

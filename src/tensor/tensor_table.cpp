@@ -27,10 +27,17 @@ size_t TensorTable::add_file(std::shared_ptr<const MappedFile> file) {
     entry.modified_ns = modified_ns(info);
   }
   const auto bytes = file->bytes();
-  entry.storage = std::make_shared<Storage>(kCpuDevice, writable(bytes.data()), bytes.size(),
-                                            [file = std::move(file)] {});
+  entry.storage =
+      std::make_shared<Storage>(kCpuDevice, writable(bytes.data()), bytes.size(), [file] {});
+  entry.mapping = std::move(file);
   files_.push_back(std::move(entry));
   return files_.size() - 1;
+}
+
+void TensorTable::release_pages() const {
+  for (const File& file : files_) {
+    if (file.mapping != nullptr) file.mapping->release_pages();
+  }
 }
 
 size_t TensorTable::add_bytes(std::span<const std::byte> bytes) {

@@ -34,9 +34,11 @@ class TensorTable {
   // tensor is absent, or when its file was written to since it was mapped (a file cut short would
   // kill the process).
   Tensor read(const std::string& name) const;
+  void release_pages() const;
 
  private:
   struct File {
+    std::shared_ptr<const MappedFile> mapping;  // null for bytes in memory
     StoragePtr storage;
     std::string path;  // empty for bytes in memory
     uint64_t inode = 0;

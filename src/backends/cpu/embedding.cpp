@@ -4,6 +4,7 @@
 #include <cstring>
 #include <vector>
 
+#include "backends/cpu/linear_pack.h"
 #include "base/thread_pool.h"
 #include "tensor/dequantize.h"
 
@@ -17,15 +18,17 @@ int64_t row_grain(int64_t columns) {
 
 void embedding_cpu(Tensor& out, const Tensor& ids, const Weight& table, float scale) {
   const Tensor& data = table.data;
-  const int64_t columns = data.size(1);
-  const int64_t num_rows = data.size(0);
+  const int64_t columns = table.in_features;
+  const int64_t num_rows = table.out_features;
+  const auto* packed = dynamic_cast<const cpu::CpuPackedWeight*>(table.packed.get());
   const Tensor packed_ids = ids.contiguous();
   const int32_t* id = packed_ids.data<int32_t>();
   for (int64_t t = 0; t < ids.size(0); ++t) {
     check(id[t] >= 0 && id[t] < num_rows, "embedding: id {} at position {} is outside [0, {})",
           id[t], t, num_rows);
   }
-  const int64_t in_stride = row_bytes(data.dtype(), data.stride(0));
+  const bool plain = data.defined();
+  const int64_t in_stride = plain ? row_bytes(data.dtype(), data.stride(0)) : 0;
   const int64_t out_stride = row_bytes(out.dtype(), out.stride(0));
   compute_pool().parallel_for(ids.size(0), row_grain(columns), [&](int64_t begin, int64_t end) {
     std::vector<float> row(static_cast<size_t>(columns));
@@ -33,7 +36,11 @@ void embedding_cpu(Tensor& out, const Tensor& ids, const Weight& table, float sc
       std::byte* to = out.raw() + t * out_stride;
       const bool direct = out.dtype() == DType::kF32;
       float* values = direct ? reinterpret_cast<float*>(to) : row.data();
-      dequantize_row(data.dtype(), data.raw() + id[t] * in_stride, values, columns);
+      if (plain) {
+        dequantize_row(data.dtype(), data.raw() + id[t] * in_stride, values, columns);
+      } else {
+        cpu::unpack_row(*packed, id[t], values);
+      }
       if (scale != 1.0f) {
         for (int64_t i = 0; i < columns; ++i) values[i] *= scale;
       }

@@ -191,7 +191,9 @@ void prepare_weight_cpu(Weight& weight, DType compute, bool keep_data) {
         "linear: {} weights with separate scales are not supported on the CPU",
         dtype_name(weight.dtype));
   weight.packed = cpu::pack_weight(weight.data, compute, cpu_features());
-  if (!keep_data) weight.data = Tensor();
+  // Packed floats are exact, so that one copy serves both `linear` and `embedding`.
+  const auto& packed = static_cast<const cpu::CpuPackedWeight&>(*weight.packed);
+  if (!keep_data || !layout_info(packed.layout()).integer) weight.data = Tensor();
 }
 
 const RegisterKernel register_linear(linear_kernel, DeviceType::kCpu, &linear_cpu);

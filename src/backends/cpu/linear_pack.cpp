@@ -6,6 +6,7 @@
 
 #include "base/thread_pool.h"
 #include "tensor/dequantize.h"
+#include "tensor/float_types.h"
 
 namespace reft::cpu {
 namespace {
@@ -360,6 +361,31 @@ std::shared_ptr<const CpuPackedWeight> pack_weight(const Tensor& data, DType com
                                         packing.table, data.size(0), data.size(1));
   packing.pack(data, *packed);
   return packed;
+}
+
+void unpack_row(const CpuPackedWeight& weight, int64_t n, float* to) {
+  const int64_t k = weight.in_features();
+  const std::byte* panel = weight.panel(n / kPanel);
+  const int64_t column = n % kPanel;
+  switch (weight.layout()) {
+    case Layout::kF32:
+      for (int64_t i = 0; i < k; ++i)
+        to[i] = reinterpret_cast<const float*>(panel)[i * kPanel + column];
+      return;
+    case Layout::kF16:
+      for (int64_t i = 0; i < k; ++i)
+        to[i] = to_float(reinterpret_cast<const f16*>(panel)[i * kPanel + column]);
+      return;
+    case Layout::kBF16:
+    case Layout::kBF16Dot:
+      for (int64_t i = 0; i < k; ++i) {
+        const int64_t at = (i / 2 * kPanel + column) * 2 + i % 2;
+        to[i] = to_float(reinterpret_cast<const bf16*>(panel)[at]);
+      }
+      return;
+    default:
+      fail("embedding: the table's data was not kept by prepare_weight");
+  }
 }
 
 const TileKernels* find_kernels(Layout layout, const CpuFeatures& features) {
