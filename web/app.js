@@ -99,6 +99,10 @@ async function save(conversation) {
   if (!state.conversations.includes(conversation)) state.conversations.push(conversation);
   state.conversations.sort((a, b) => b.updated - a.updated);
   drawHistory();
+  await store(conversation);
+}
+
+async function store(conversation) {
   try {
     await saveConversation(conversation);
   } catch (error) {
@@ -220,12 +224,12 @@ function rename(item, conversation) {
   input.setAttribute('aria-label', 'Name of the chat');
   item.replaceChildren(input);
   let done = false;
-  const finish = (keep) => {
+  const finish = async (keep) => {
     if (done) return;
     done = true;
     if (keep && input.value.trim()) {
       conversation.title = input.value.trim();
-      save(conversation);
+      await store(conversation);  // the list shows the new name once it is kept
     }
     drawHistory();
   };

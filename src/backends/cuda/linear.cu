@@ -1,5 +1,7 @@
 // y = x Wᵀ + b. Few rows of x: a kernel that streams the weights once at memory bandwidth. Many
 // rows: cuBLASLt, opened at run time. Anything else (odd K, float32): a plain kernel.
+#include <algorithm>
+
 #include "backends/cuda/common.h"
 #include "backends/cuda/cublas.h"
 #include "backends/cuda/mma.h"
@@ -13,6 +15,16 @@ constexpr int kStreamSlice =
     64;  // elements of K that a warp takes at a time: 128 bytes of each row
 constexpr int64_t kStreamTokens = 16;  // rows of x at most
 
+// An ordinary load, not one by way of the read-only cache: see launch_dependent().
+__device__ __forceinline__ uint4 load_after_wait(const void* p) {
+  uint4 v;
+  asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p)
+               : "memory");
+  return v;
+}
+
 __device__ __forceinline__ uint4 load_stream(const void* p) {
   uint4 v;
   asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
@@ -25,9 +37,14 @@ __device__ __forceinline__ uint4 load_stream(const void* p) {
 // kWarps, … of K. The order of k inside a slice is the same permutation for W and x, chosen so that
 // every lane loads 32 contiguous bytes: lane (g, t) holds k = 16t … 16t+15 of row g, four matrix
 // instructions' worth.
-template <class T, class Out, int kTiles, int kWarps>
-__global__ void __launch_bounds__(kWarps * 32, 32 / kWarps)  // 1024 threads a multiprocessor
-    stream_kernel(Out* __restrict__ y, int64_t y_stride, const T* x, int64_t x_stride,
+//
+// Short rows (a few slices a warp) are bound by latency: few registers for many warps, all loads
+// before the first product, and the first weights on their way while the kernel before ends. Long
+// rows are bound by bandwidth: four slices in flight a warp, and an ordinary launch, beside which
+// an early one was slower (4B, one token: 4.1 ms a step against 3.9).
+template <class T, class Out, int kTiles, int kWarps, bool kShort>
+__global__ void __launch_bounds__(kWarps * 32, kShort ? 32 / kWarps : 0)
+    stream_kernel(Out* __restrict__ y, int64_t y_stride, const T* __restrict__ x, int64_t x_stride,
                   const T* __restrict__ w, const float* __restrict__ bias, int64_t tokens,
                   int64_t n, int64_t k) {
   __shared__ float partial[kWarps][kStreamRows][kTiles * 8 + 1];
@@ -41,52 +58,81 @@ __global__ void __launch_bounds__(kWarps * 32, 32 / kWarps)  // 1024 threads a m
   for (int i = 0; i < kTiles; ++i)
     x_rows[i] = x + min(int64_t{i * 8 + g}, tokens - 1) * x_stride + t * 16;
   float d[kTiles][4] = {};
-  constexpr int kUnroll = kTiles == 1 ? 2 : 1;
+  constexpr int kUnroll = !kShort ? 4 : kTiles == 1 ? 2 : 1;
   const int slices = static_cast<int>(k / kStreamSlice);
-  const uint4 zeros = make_uint4(0, 0, 0, 0);
-  uint4 a0[kUnroll][2], a1[kUnroll][2];
-  const auto load_weights = [&](int base) {
+  if constexpr (kShort) {
+    uint4 a0[kUnroll][2], a1[kUnroll][2];
+    const uint4 zeros = make_uint4(0, 0, 0, 0);
+    const auto load_weights = [&](int base) {
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int slice = base + u * kWarps;
-      const bool inside = slice < slices;
+      for (int u = 0; u < kUnroll; ++u) {
+        const int slice = base + u * kWarps;
+        const bool inside = slice < slices;
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        a0[u][h] = inside ? load_stream(w0 + int64_t{slice} * kStreamSlice + h * 8) : zeros;
-        a1[u][h] = inside ? load_stream(w1 + int64_t{slice} * kStreamSlice + h * 8) : zeros;
+        for (int h = 0; h < 2; ++h) {
+          a0[u][h] = inside ? load_stream(w0 + int64_t{slice} * kStreamSlice + h * 8) : zeros;
+          a1[u][h] = inside ? load_stream(w1 + int64_t{slice} * kStreamSlice + h * 8) : zeros;
+        }
+      }
+    };
+    allow_next();
+    load_weights(warp);
+    await_inputs();
+    for (int base = warp; base < slices; base += kWarps * kUnroll) {
+      if (base != warp) load_weights(base);
+      uint4 b[kUnroll][2][kTiles];
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u) {
+        const int64_t at = int64_t{min(base + u * kWarps, slices - 1)} * kStreamSlice;
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+#pragma unroll
+          for (int i = 0; i < kTiles; ++i) b[u][h][i] = load_after_wait(x_rows[i] + at + h * 8);
+        }
+      }
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u) {
+        if (base + u * kWarps >= slices) continue;  // zeros times what may be no number
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const uint32_t first[4] = {a0[u][h].x, a1[u][h].x, a0[u][h].y, a1[u][h].y};
+          const uint32_t second[4] = {a0[u][h].z, a1[u][h].z, a0[u][h].w, a1[u][h].w};
+#pragma unroll
+          for (int i = 0; i < kTiles; ++i) {
+            mma_16816<T>(d[i], first, b[u][h][i].x, b[u][h][i].y);
+            mma_16816<T>(d[i], second, b[u][h][i].z, b[u][h][i].w);
+          }
+        }
       }
     }
-  };
-  // Weights depend on no kernel: the first are on their way while the kernel before ends.
-  allow_next();
-  load_weights(warp);
-  await_inputs();
-  for (int base = warp; base < slices; base += kWarps * kUnroll) {
-    if (base != warp) load_weights(base);
-    // All of x before the first product, so that one wait covers them.
-    uint4 b[kUnroll][2][kTiles];
+  } else {
+    for (int base = warp; base < slices; base += kWarps * kUnroll) {
+      uint4 a0[kUnroll][2], a1[kUnroll][2];
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int slice = min(base + u * kWarps, slices - 1);
+      for (int u = 0; u < kUnroll; ++u) {
+        const int slice = base + u * kWarps;
+        const int64_t at = int64_t{slice < slices ? slice : base} * kStreamSlice;
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-#pragma unroll
-        for (int i = 0; i < kTiles; ++i)
-          b[u][h][i] =
-              *reinterpret_cast<const uint4*>(x_rows[i] + int64_t{slice} * kStreamSlice + h * 8);
+        for (int h = 0; h < 2; ++h) {
+          a0[u][h] = load_stream(w0 + at + h * 8);
+          a1[u][h] = load_stream(w1 + at + h * 8);
+        }
       }
-    }
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      if (base + u * kWarps >= slices) continue;  // zeros times what may be no number
+      for (int u = 0; u < kUnroll; ++u) {
+        const int slice = base + u * kWarps;
+        if (slice >= slices) break;
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const uint32_t first[4] = {a0[u][h].x, a1[u][h].x, a0[u][h].y, a1[u][h].y};
-        const uint32_t second[4] = {a0[u][h].z, a1[u][h].z, a0[u][h].w, a1[u][h].w};
+        for (int h = 0; h < 2; ++h) {
+          const uint32_t first[4] = {a0[u][h].x, a1[u][h].x, a0[u][h].y, a1[u][h].y};
+          const uint32_t second[4] = {a0[u][h].z, a1[u][h].z, a0[u][h].w, a1[u][h].w};
 #pragma unroll
-        for (int i = 0; i < kTiles; ++i) {
-          mma_16816<T>(d[i], first, b[u][h][i].x, b[u][h][i].y);
-          mma_16816<T>(d[i], second, b[u][h][i].z, b[u][h][i].w);
+          for (int i = 0; i < kTiles; ++i) {
+            const uint4 b =
+                *reinterpret_cast<const uint4*>(x_rows[i] + int64_t{slice} * kStreamSlice + h * 8);
+            mma_16816<T>(d[i], first, b.x, b.y);
+            mma_16816<T>(d[i], second, b.z, b.w);
+          }
         }
       }
     }
@@ -139,9 +185,15 @@ void launch_stream(Tensor& y, const Tensor& x, const Tensor& w, const float* bia
   const int64_t tokens = x.size(0), n = w.size(0), k = w.size(1);
   const unsigned grid = blocks_for(n, kStreamRows);
   const auto run = [&]<int kTiles, int kWarps>() {
-    launch_dependent("linear (stream)", stream_kernel<T, Out, kTiles, kWarps>, x.device().index,
-                     dim3(grid), kWarps * 32, 0, ptr<Out>(y), y.stride(0), ptr<T>(x), x.stride(0),
-                     ptr<T>(w), bias, tokens, n, k);
+    const auto launch = [&](auto kernel, bool early) {
+      early ? launch_dependent("linear (stream)", kernel, x.device().index, dim3(grid), kWarps * 32,
+                               0, ptr<Out>(y), y.stride(0), ptr<T>(x), x.stride(0), ptr<T>(w), bias,
+                               tokens, n, k)
+            : kernel<<<grid, kWarps * 32, 0, stream_of(x)>>>(
+                  ptr<Out>(y), y.stride(0), ptr<T>(x), x.stride(0), ptr<T>(w), bias, tokens, n, k);
+    };
+    k / kStreamSlice <= 3 * kWarps ? launch(&stream_kernel<T, Out, kTiles, kWarps, true>, true)
+                                   : launch(&stream_kernel<T, Out, kTiles, kWarps, false>, false);
   };
   // Few blocks: more warps each, so that enough loads are in flight.
   const bool few = grid < 2u * static_cast<unsigned>(cuda_num_sms(x.device().index));
@@ -150,6 +202,7 @@ void launch_stream(Tensor& y, const Tensor& x, const Tensor& w, const float* bia
   } else {
     few ? run.template operator()<2, 16>() : run.template operator()<2, 8>();
   }
+  check_launch("linear (stream)");
 }
 
 void linear_cuda(Tensor& y, const Tensor& x, const Weight& weight, const Tensor& bias) {
@@ -180,6 +233,16 @@ void linear_cuda(Tensor& y, const Tensor& x, const Weight& weight, const Tensor&
           ptr<Out>(y), y.stride(0), bias_values, n, tokens * n);
       check_launch("linear (bias)");
     });
+    return;
+  }
+  if (half && aligned) {  // no cuBLASLt: the weights once for every few rows
+    for (int64_t begin = 0; begin < tokens; begin += kStreamTokens) {
+      const int64_t end = std::min(tokens, begin + kStreamTokens);
+      Tensor y_rows = y.rows(begin, end);
+      with_types([&](auto t, auto out) {
+        launch_stream<decltype(t), decltype(out)>(y_rows, x.rows(begin, end), w, bias_values);
+      });
+    }
     return;
   }
   dispatch_float(x.dtype(), "linear", [&](auto type) {
