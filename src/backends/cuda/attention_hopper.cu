@@ -33,12 +33,6 @@ struct Shared {
   uint64_t k_full[kStages], k_free[kStages], v_full[kStages], v_free[kStages];
 };
 
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 struct Maps {
   CUtensorMap q;  // [T, H, Dh], boxes of 128 tokens × 1 head × 64
   CUtensorMap k;  // [N Hk P, Dh], boxes of min(P, tile) keys × 64
