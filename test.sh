@@ -2,7 +2,7 @@
 # Installs what the tests need and runs them all: style and layer checks, unit tests, sanitizers, fuzzers, the HTTP
 # suite with real clients against a live server, the web UI in a headless browser, and the Debian package.
 #   ./test.sh            everything (what CI runs)
-#   ./test.sh STEP...    only these steps: checks unit clients web package asan asan_all tsan fuzz tidy
+#   ./test.sh STEP...    only these steps: checks unit clients web package asan tsan fuzz tidy
 # Closes with "N passed, N failed".
 set -uo pipefail
 cd "$(dirname "$0")"
@@ -145,9 +145,7 @@ step_package() {
     ! ldd build/package/usr/bin/reft | grep -vE "linux-vdso|libc\.so|libm\.so|ld-linux"'
 }
 
-# What reads files and text from outside; the rest with `asan_all`, which takes twice as long.
-step_asan() { unit_tests cpu-debug "test_base test_tensor test_text test_hub" -R "^(base|tensor|text|hub)\."; }
-step_asan_all() { unit_tests cpu-debug "" -E "OpIsa|EveryKernelMatchesDouble"; }
+step_asan() { unit_tests cpu-debug ""; }
 
 step_tsan() { unit_tests cpu-tsan "test_base test_dist test_engine" -R "^(base|dist|engine)\."; }
 
