@@ -147,7 +147,9 @@ step_package() {
 
 step_asan() { unit_tests cpu-debug ""; }
 
-step_tsan() { unit_tests cpu-tsan "test_base test_dist test_engine" -R "^(base|dist|engine)\."; }
+step_tsan() {
+  unit_tests cpu-tsan "test_base test_dist test_engine test_hub test_server" -R "^(base|dist|engine|hub|server)\."
+}
 
 step_fuzz() {
   check "build of the fuzzers" build fuzz fuzzers
