@@ -2,7 +2,7 @@
 # Installs what the tests need and runs them all: style and layer checks, unit tests, sanitizers, fuzzers, the HTTP
 # suite with real clients against a live server, the web UI in a headless browser, and the Debian package.
 #   ./test.sh            everything (what CI runs)
-#   ./test.sh STEP...    only these steps: checks unit clients web package cuda asan asan_all tsan fuzz tidy
+#   ./test.sh STEP...    only these steps: checks unit clients web package cuda asan tsan fuzz tidy
 # Closes with "N passed, N failed".
 set -uo pipefail
 cd "$(dirname "$0")" || exit
@@ -184,11 +184,11 @@ step_cuda() {
     [[ $answer == *Paris* ]]'
 }
 
-# What reads files and text from outside; the rest with `asan_all`, which takes twice as long.
-step_asan() { unit_tests cpu-debug "test_base test_tensor test_text test_hub" -R "^(base|tensor|text|hub)\."; }
-step_asan_all() { unit_tests cpu-debug "" -E "OpIsa|EveryKernelMatchesDouble"; }
+step_asan() { unit_tests cpu-debug ""; }
 
-step_tsan() { unit_tests cpu-tsan "test_base test_dist test_engine" -R "^(base|dist|engine)\."; }
+step_tsan() {
+  unit_tests cpu-tsan "test_base test_dist test_engine test_hub test_server" -R "^(base|dist|engine|hub|server)\."
+}
 
 step_fuzz() {
   check "build of the fuzzers" build fuzz fuzzers

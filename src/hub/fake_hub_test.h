@@ -137,7 +137,13 @@ class FakeHub {
             [this](const auto& request, auto& socket) { return serve(request, socket, true); }),
         hub_([this](const auto& request, auto& socket) { return serve(request, socket, false); }) {}
 
-  std::string address() const { return hub_.address(); }
+  // After the files and settings have been written.
+  std::string address() {
+    sync();
+    return hub_.address();
+  }
+  // Orders what the test does with files and settings before and after what the server does.
+  void sync() { std::lock_guard lock(mutex_); }
   FakeFile& operator[](const std::string& path) { return files_[path]; }
 
   std::string commit = "0123456789abcdef0123456789abcdef01234567";

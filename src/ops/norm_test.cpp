@@ -94,7 +94,8 @@ TEST(AddInto, Adds) {
         if (n > 0) sum.copy_from(a);
         add_into(sum, b.to(device));
         std::vector<double> want = doubles(a);
-        for (size_t i = 0; i < want.size(); ++i) want[i] += doubles(b)[i];
+        const std::vector<double> more = doubles(b);
+        for (size_t i = 0; i < want.size(); ++i) want[i] += more[i];
         expect_close(sum, want, tolerance(dtype), fmt::format("{}", n));
         if (n > 1000) break;
       }
