@@ -3,8 +3,8 @@
 // by TMA, page by page, into a ring of stages. A warpgroup's softmax runs while its product with V
 // of the step before is under way, and the two warpgroups take turns at the tensor cores
 // (FlashAttention-3, arXiv 2407.08608).
+#include <algorithm>
 #include <bit>
-#include <cstring>
 
 #include "backends/cuda/attention.h"
 #include "backends/cuda/hopper.h"
@@ -24,11 +24,10 @@ constexpr int kTileKeys = kDim == 256 ? 64 : 128;
 
 template <class T, int kDim>
 struct Shared {
-  static constexpr int kKeys = kTileKeys<kDim>;
   // [slab][row][64], swizzled in groups of 8 rows.
   alignas(1024) T q[kRows * kDim];
-  alignas(1024) T k[kStages][kKeys * kDim];
-  alignas(1024) T v[kStages][kKeys * kDim];
+  alignas(1024) T k[kStages][kTileKeys<kDim> * kDim];
+  alignas(1024) T v[kStages][kTileKeys<kDim> * kDim];
   uint64_t q_full, edge;
   uint64_t k_full[kStages], k_free[kStages], v_full[kStages], v_free[kStages];
 };

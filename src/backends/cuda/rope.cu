@@ -78,6 +78,10 @@ __global__ void qk_norm_rope_cache_kernel_cuda(T* __restrict__ q, const T* __res
   for (int64_t i = lane; i < s.head_dim; i += 32) out[i] = as<C>(x[i]);
 }
 
+// Lanes that take a head together.
+template <int kDim>
+constexpr int kRopeLanes = kDim / 4 < 32 ? kDim / 4 : 32;
+
 // The usual case: halves rotated over the whole head, kDim 64, 128 or 256, 16-bit types. kLanes
 // neighbouring lanes take a head, each holding pairs of neighbours of either half; they go through
 // kHeads heads of a token, whose cosines they load once.
@@ -87,7 +91,7 @@ __global__ void __launch_bounds__(128)
                        const int32_t* slots, T* __restrict__ k_cache, T* __restrict__ v_cache,
                        const float* __restrict__ q_weight, const float* __restrict__ k_weight,
                        const float* __restrict__ cos_sin, RopeShape s) {
-  constexpr int kLanes = kDim / 4 < 32 ? kDim / 4 : 32;
+  constexpr int kLanes = kRopeLanes<kDim>;
   constexpr int kPairs = kDim / 4 / kLanes;
   constexpr int kHalf = kDim / 2;
   using Pair = Vector<T, 2>;
@@ -174,12 +178,11 @@ void launch_vectors(Tensor& q, const Tensor& qkv, const Tensor& positions, const
                     PagedKv& kv, const QkNormRopeArgs& args, const RopeShape& s) {
   const auto optional = [](const Tensor& t) { return t.defined() ? ptr<float>(t) : nullptr; };
   const auto run = [&]<int kHeads>() {
-    constexpr int kLanes = kDim / 4 < 32 ? kDim / 4 : 32;
     const int64_t groups = (s.num_heads + 2 * s.num_kv_heads + kHeads - 1) / kHeads;
     launch_dependent("qk_norm_rope_cache", rope_vector_kernel<T, kDim, kHeads>, qkv.device().index,
-                     dim3(blocks_for(s.num_tokens * groups * kLanes, 128)), 128, 0, ptr<T>(q),
-                     ptr<T>(qkv), ptr<int32_t>(positions), ptr<int32_t>(slots), ptr<T>(kv.k),
-                     ptr<T>(kv.v), optional(args.q_weight), optional(args.k_weight),
+                     dim3(blocks_for(s.num_tokens * groups * kRopeLanes<kDim>, 128)), 128, 0,
+                     ptr<T>(q), ptr<T>(qkv), ptr<int32_t>(positions), ptr<int32_t>(slots),
+                     ptr<T>(kv.k), ptr<T>(kv.v), optional(args.q_weight), optional(args.k_weight),
                      ptr<float>(args.cos_sin), s);
   };
   // Few tokens: a head each, for the shortest way; many: fewer loads of the table.
