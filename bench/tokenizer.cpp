@@ -3,6 +3,8 @@
 //   tokenizer ids PATH [plain] < LINES one JSON string per line; prints per line the ids, a tab,
 //   and the text decoded
 //                                      from them as a JSON string
+//   tokenizer text PATH < LINES        one JSON list of ids per line; prints per line the JSON list
+//                                      of their text and their text without special tokens
 #include <fmt/core.h>
 
 #include <chrono>
@@ -49,6 +51,16 @@ void bench(const std::string& path, const std::string& text_file) {
              back == text ? "equal" : "not equal");
 }
 
+// The ids' text, where it comes out the same id by id.
+std::string decode(const reft::Tokenizer& tokenizer, std::span<const int32_t> ids, bool skip) {
+  reft::StreamDecoder stream(tokenizer, {}, skip);
+  std::string streamed;
+  for (const int32_t id : ids) streamed += stream.add(id);
+  streamed += stream.finish();
+  const std::string decoded = tokenizer.decode(ids, skip);
+  return streamed == decoded ? decoded : "STREAM DIFFERS";
+}
+
 void ids(const std::string& path, bool plain) {
   const auto tokenizer = load(path);
   reft::EncodeOptions options;
@@ -59,15 +71,21 @@ void ids(const std::string& path, bool plain) {
       const auto text = reft::parse_json(line, "line").get<std::string>();
       const auto out = tokenizer->encode(text, options);
       for (size_t i = 0; i < out.size(); ++i) fmt::print("{}{}", i ? " " : "", out[i]);
-      reft::StreamDecoder stream(*tokenizer, {}, false);
-      std::string streamed;
-      for (const int32_t id : out) streamed += stream.add(id);
-      streamed += stream.finish();
-      const std::string decoded = tokenizer->decode(out, false);
-      fmt::print("\t{}\n", reft::Json(streamed == decoded ? decoded : "STREAM DIFFERS").dump());
+      fmt::print("\t{}\n", reft::Json(decode(*tokenizer, out, false)).dump());
     } catch (const reft::Error& e) {
       fmt::print("error: {}\n", e.what());
     }
+  }
+}
+
+void text(const std::string& path) {
+  const auto tokenizer = load(path);
+  std::string line;
+  while (std::getline(std::cin, line)) {
+    const auto ids = reft::parse_json(line, "line").get<std::vector<int32_t>>();
+    fmt::print(
+        "{}\n",
+        reft::Json::array({decode(*tokenizer, ids, false), decode(*tokenizer, ids, true)}).dump());
   }
 }
 
@@ -79,8 +97,10 @@ int main(int argc, char** argv) try {
     bench(argv[2], argv[3]);
   } else if (mode == "ids") {
     ids(argv[2], argc > 3);
+  } else if (mode == "text" && argc == 3) {
+    text(argv[2]);
   } else {
-    fmt::print(stderr, "usage: tokenizer bench PATH TEXT-FILE | tokenizer ids PATH [plain]\n");
+    fmt::print(stderr, "usage: tokenizer bench PATH TEXT-FILE | ids PATH [plain] | text PATH\n");
     return 2;
   }
   return 0;

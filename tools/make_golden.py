@@ -77,8 +77,10 @@ CASES = {
         sliding_window=7, num_hidden_layers=7, query_pre_attn_scalar=16, rope_parameters=dict(
             full_attention=dict(rope_type="linear", factor=8.0, rope_theta=1000000.0),
             sliding_attention=dict(rope_type="default", rope_theta=10000.0))), dict(v4=True, gguf=["F32"])),
+    # The caps, and the text's own tying, are keys that transformers does not follow here.
     "gemma3_conditional": ("Gemma3Config", dict(sliding_window=6, query_pre_attn_scalar=20, layer_types=[
-        "sliding_attention", "full_attention", "sliding_attention"]), dict(v4=True)),
+        "sliding_attention", "full_attention", "sliding_attention"], attn_logit_softcapping=3.0,
+        final_logit_softcapping=4.0, tie_word_embeddings=False), dict(v4=True)),
 }
 
 ARCHITECTURES = {"LlamaConfig": "LlamaForCausalLM", "MistralConfig": "MistralForCausalLM",

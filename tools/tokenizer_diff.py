@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Compares the tokenizer program (bench/tokenizer.cpp) with Hugging Face `tokenizers` on random and corpus text.
+"""Compares the tokenizer program (bench/tokenizer.cpp) with Hugging Face `tokenizers` on random and corpus text, and
+on the text of random ids, with and without special tokens.
 
 tokenizer_diff.py PROGRAM TOKENIZER-FOLDER [--count N] [--seed S] [--corpus FILE…] [--no-special] [--gguf FILE]
 Prints each difference (up to a few) and a summary; exit status 1 when there is one.
@@ -38,6 +39,24 @@ def random_text(rng, tokenizer_bits):
     parts = SNIPPETS + tokenizer_bits
     glue = rng.choice(["", "", " ", "\n"])
     return glue.join(rng.choice(parts) for _ in range(rng.randrange(1, 14)))
+
+
+def compare_decoding(a, tok, rng):
+    """Texts of random ids that differ."""
+    added = list(tok.get_added_tokens_decoder())
+    size = max(tok.get_vocab().values()) + 1
+    lists = [[rng.choice(added) if added and rng.random() < 0.1 else rng.randrange(size)
+              for _ in range(rng.randrange(1, 24))] for _ in range(a.count)]
+    out = subprocess.run([a.program, "text", a.gguf or a.folder], input="".join(f"{x}\n" for x in lists).encode(),
+                         capture_output=True, check=True)
+    bad = 0
+    for ids, line in zip(lists, out.stdout.decode().split("\n")):
+        want = [tok.decode(ids, skip_special_tokens=skip) for skip in (False, True)]
+        if json.loads(line) != want:
+            bad += 1
+            if bad <= 3:
+                print("IDS", ids, "\n  hf  ", json.dumps(want)[:600], "\n  here", line[:600])
+    return bad
 
 
 def main():
@@ -94,8 +113,10 @@ def main():
                 bad_text += 1
                 if bad_text <= 3:
                     print("TEXT", json.dumps(text), "\n  hf  ", json.dumps(decoded)[:300], "\n  here", got_text[:300])
-    print(f"{a.folder}: {len(texts)} texts, {bad} with other ids, {bad_text} with other decoded text")
-    sys.exit(bool(bad or bad_text))
+    bad_decoded = compare_decoding(a, tok, rng)
+    print(f"{a.folder}: {len(texts)} texts, {bad} with other ids, {bad_text} with other decoded text; "
+          f"{a.count} lists of random ids, {bad_decoded} with other text")
+    sys.exit(bool(bad or bad_text or bad_decoded))
 
 
 if __name__ == "__main__":

@@ -114,8 +114,7 @@ std::unique_ptr<CausalLmModel> create_gemma3(const Json& json, const LoadOptions
   const Config top(json);
   const bool nested = top.has("text_config");
   const Config config = nested ? top.section("text_config") : top;
-  const bool tied = nested ? top.flag("tie_word_embeddings", true) : true;
-  DecoderDefaults defaults{.max_position = 131072, .tied = tied, .head_dim = 256};
+  DecoderDefaults defaults{.max_position = 131072, .tied = true, .head_dim = 256};
   if (nested) {  // the released configs leave out what is transformers' default
     defaults.vocab_size = 262208;
     defaults.num_heads = 8;
@@ -126,6 +125,11 @@ std::unique_ptr<CausalLmModel> create_gemma3(const Json& json, const LoadOptions
                               [&](int64_t layer) { return (layer + 1) % pattern != 0; });
   c.decoder.dtype = read_dtype(json).value_or(c.decoder.dtype);
   c.decoder.architecture = read_architecture(json);
+  if (nested) {
+    // The head belongs to the whole: its tying is said outside text_config, and it has no cap.
+    c.decoder.tied = top.flag("tie_word_embeddings", true);
+    c.logit_soft_cap = 0.0f;
+  }
   // Only the full layers follow rope_theta and rope_scaling; the sliding ones have a plain table of
   // their own.
   const Tensor full = build_rope(read_rope(config, c.decoder, 1e6), c.decoder, options);
