@@ -52,5 +52,27 @@ TEST(Cli, FlagsOfTheProductPageAreAccepted) {
   }
 }
 
+TEST(Cli, WeightsMayComeWithoutATokenizer) {
+  const std::string golden = std::string(REFT_SOURCE_DIR) + "/tests/golden/";
+  ModelFlags flags;
+  flags.quiet = true;
+  for (const std::string model : {"llama", "llama/model.F32.gguf"}) {
+    flags.model = golden + model;
+    const ServingModel alone = flags.load();
+    EXPECT_EQ(alone.tokenizer, nullptr) << model;
+    try {
+      alone.require_tokenizer();
+      ADD_FAILURE() << model;
+    } catch (const Error& e) {
+      EXPECT_NE(std::string(e.what()).find(flags.model), std::string::npos) << e.what();
+    }
+    EXPECT_THROW(flags.load_tokenizer_for(flags.model), Error) << model;
+  }
+  flags.tokenizer = golden + "tokenizers/byte_level.json";
+  EXPECT_GT(flags.load().require_tokenizer().vocab_size(), 256);
+  flags.tokenizer = golden + "llama";
+  EXPECT_THROW(flags.load(), Error);  // one that was asked for must be there
+}
+
 }  // namespace
 }  // namespace reft

@@ -30,6 +30,12 @@ Device choose_device(const std::string& name) {
 
 bool is_gguf(const std::string& path) { return std::filesystem::path(path).extension() == ".gguf"; }
 
+// A broken tokenizer counts: loading it says what is wrong.
+bool comes_with_tokenizer(const std::string& path) {
+  if (is_gguf(path)) return has_tokenizer(*open_gguf(path));
+  return std::filesystem::is_directory(path) && has_tokenizer(path);
+}
+
 }  // namespace
 
 std::string default_model_path() {
@@ -151,8 +157,18 @@ std::string ModelFlags::resolve_path() const {
 
 std::shared_ptr<const Tokenizer> ModelFlags::load_tokenizer_for(const std::string& path) const {
   const std::string from = tokenizer.empty() ? path : tokenizer;
-  if (is_gguf(from)) return load_tokenizer(*open_gguf(from));
-  return load_tokenizer(from);
+  if (!is_gguf(from)) return load_tokenizer(from);
+  const auto gguf = open_gguf(from);
+  try {
+    return load_tokenizer(*gguf);
+  } catch (const Error& e) {
+    fail("{}: {}", from, e.what());
+  }
+}
+
+const Tokenizer& ServingModel::require_tokenizer() const {
+  check(tokenizer != nullptr, "'{}' comes without a tokenizer: choose one with --tokenizer", path);
+  return *tokenizer;
 }
 
 ServingModel ModelFlags::load() const {
@@ -170,13 +186,10 @@ ServingModel ModelFlags::load() const {
   options.max_model_len = engine.max_model_len;
   options.quiet = quiet;
   out.loaded = load_model(out.path, options);
-  try {
+  if (!tokenizer.empty() || comes_with_tokenizer(out.path))
     out.tokenizer = load_tokenizer_for(out.path);
-  } catch (const Error& e) {
-    // A config.json alone is enough for dummy weights; prompts are then token ids.
-    if (load_format != "dummy" || !tokenizer.empty()) throw;
-    log_warning("Serve", "No tokenizer: {}", e.what());
-  }
+  else
+    log_warning("Serve", "'{}' has no tokenizer: prompts must be token ids", out.path);
   std::string source;
   if (!chat_template.empty()) {
     source = resolve_chat_template(chat_template);

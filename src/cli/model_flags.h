@@ -16,9 +16,12 @@ namespace reft {
 struct ServingModel {
   std::string path;  // of the weights: a folder or a .gguf file
   LoadedModel loaded;
-  std::shared_ptr<const Tokenizer> tokenizer;  // null only for dummy weights without one
+  std::shared_ptr<const Tokenizer> tokenizer;  // null: the weights came alone
   std::shared_ptr<const ChatTemplate>
       chat_template;  // null: the model has none, and none was chosen
+
+  // Throws Error that names the path where there is none.
+  const Tokenizer& require_tokenizer() const;
 };
 
 struct ModelFlags {

@@ -39,7 +39,7 @@ TokenizerParts load_file(const std::string& path, const TokenizerConfig& config)
   return parse_tokenizer_json(file.text(), path);
 }
 
-// The tokenizer's main file in a folder.
+// The tokenizer's main file in a folder; empty when there is none.
 std::string find_file(const std::string& folder) {
   namespace fs = std::filesystem;
   for (const char* name :
@@ -52,8 +52,6 @@ std::string find_file(const std::string& folder) {
     const std::string path = entry.path().string();
     if (path.ends_with(".tiktoken") && (found.empty() || path < found)) found = path;
   }
-  check(!found.empty(), "{}: no tokenizer.json, tokenizer.model or *.tiktoken in this folder",
-        folder);
   return found;
 }
 
@@ -73,10 +71,15 @@ std::string StreamDecoder::add(int32_t id) { return stream_->add(id); }
 
 std::string StreamDecoder::finish() { return stream_->finish(); }
 
+bool has_tokenizer(const std::string& path) {
+  return !std::filesystem::is_directory(path) || !find_file(path).empty();
+}
+
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& path) {
   namespace fs = std::filesystem;
   const bool folder = fs::is_directory(path);
   const std::string file = folder ? find_file(path) : path;
+  check(!file.empty(), "{}: no tokenizer.json, tokenizer.model or *.tiktoken in this folder", path);
   const fs::path parent = fs::path(file).parent_path();
   const TokenizerConfig config = read_tokenizer_config(parent.empty() ? "." : parent.string());
   try {

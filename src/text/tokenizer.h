@@ -66,6 +66,9 @@ class Tokenizer {
 // itself. Throws Error naming the file.
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& path);
 std::unique_ptr<Tokenizer> load_tokenizer(const GgufReader& gguf);
+// False where there is none to load at all: a folder or a GGUF with weights alone.
+bool has_tokenizer(const std::string& path);
+bool has_tokenizer(const GgufReader& gguf);
 
 // Turns ids into text as they arrive: returns only complete characters and keeps the rest back.
 class StreamDecoder {

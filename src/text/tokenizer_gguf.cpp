@@ -311,6 +311,10 @@ TokenizerParts bert_parts(const Metadata& metadata, const Vocabulary& vocabulary
 
 }  // namespace
 
+bool has_tokenizer(const GgufReader& gguf) {
+  return gguf.metadata().contains("tokenizer.ggml.model");
+}
+
 std::unique_ptr<Tokenizer> load_tokenizer(const GgufReader& gguf) {
   const Metadata metadata(gguf);
   const auto model = metadata.get("tokenizer.ggml.model", std::string());
