@@ -59,6 +59,14 @@ namespace {
 
 using unicode::Form;
 
+// Far over any prompt: only a file made to grow text without end comes here.
+constexpr size_t kMaxNormalized = size_t{1} << 28;
+
+void check_growth(const std::string& out) {
+  check(out.size() <= kMaxNormalized, "the normalizer makes more than {} bytes of the text",
+        kMaxNormalized);
+}
+
 class UnicodeForm final : public Normalizer {
  public:
   explicit UnicodeForm(Form form) : form_(form) {}
@@ -105,6 +113,7 @@ class Replace final : public Normalizer {
       if (begin == 0 && content_.empty() && end > 0) cut_start = true;
       out.append(text.substr(copied, begin - copied));
       out += content_;
+      check_growth(out);
       copied = end;
     });
     if (!changed) return false;
@@ -244,6 +253,7 @@ class Precompiled final : public Normalizer {
     const char* p = text.data();
     const char* end = p + text.size();
     while (p < end) {
+      check_growth(out);
       const std::string_view grapheme = next_grapheme(p, end);
       if (grapheme.size() < 6 && replace(grapheme, out)) {
         changed = true;

@@ -114,7 +114,8 @@ std::unique_ptr<TokenModel> read_bpe(const Fields& fields, bool byte_level,
   });
   auto bpe = std::make_unique<Bpe>(std::move(table), std::move(options));
   bpe->raw() = std::move(raw);
-  if (auto it = fields.find("merges"); it != fields.end()) read_merges(it->second, what, *bpe);
+  check(fields.contains("merges"), "{}: the BPE model has no merges", what);
+  read_merges(fields.at("merges"), what, *bpe);
   bpe->finish();
   return bpe;
 }
@@ -169,11 +170,20 @@ std::unique_ptr<TokenModel> read_model(const Fields& fields, bool byte_level,
   fail("{}: model type '{}' is not supported", what, type);
 }
 
+int32_t checked_id(const Json& value, const std::string& what) {
+  check(value.is_number_integer() && value >= 0 && value <= TokenTable::kMaxId, "{}: bad id {}",
+        what, value.dump());
+  return value.get<int32_t>();
+}
+
 void read_added_tokens(const Json& list, const std::string& what, TokenizerParts& parts) {
   if (list.is_null()) return;
   check(list.is_array(), "{}: added_tokens is not a list", what);
   for (const Json& item : list) {
-    check(item.is_object(), "{}: an added token is not an object", what);
+    check(item.is_object() && item.contains("content"), "{}: an added token has no content: {}",
+          what, item.dump());
+    // Which id it gets follows from the vocabulary and the order, here as in Hugging Face's code.
+    checked_id(item.value("id", Json()), what + ": added_tokens");
     AddedToken token;
     token.content = json_get(item, "content", std::string());
     token.special = json_get(item, "special", false);
@@ -183,12 +193,6 @@ void read_added_tokens(const Json& list, const std::string& what, TokenizerParts
     token.normalized = json_get(item, "normalized", !token.special);
     parts.add_token(std::move(token));
   }
-}
-
-int32_t checked_id(const Json& value, const std::string& what) {
-  check(value.is_number_integer() && value >= 0 && value <= TokenTable::kMaxId,
-        "{}: post_processor: bad id {}", what, value.dump());
-  return value.get<int32_t>();
 }
 
 // Only what a single text gets: ids before and after it.
@@ -207,7 +211,7 @@ void read_post_processor(const Json& config, const std::string& what, TokenizerP
       const Json pair = config.value(key, Json());
       check(pair.is_array() && pair.size() == 2, "{}: post_processor: {} is not [token, id]", what,
             key);
-      return checked_id(pair[1], what);
+      return checked_id(pair[1], what + ": post_processor");
     };
     parts.prefix.insert(parts.prefix.begin(), id("cls"));
     parts.suffix.push_back(id("sep"));
@@ -227,7 +231,7 @@ void read_post_processor(const Json& config, const std::string& what, TokenizerP
     check(tokens.is_object() && tokens.contains(name),
           "{}: post_processor: special token '{}' is not defined", what, name);
     for (const Json& id : tokens[name].value("ids", Json::array())) {
-      (texts == 0 ? before : after).push_back(checked_id(id, what));
+      (texts == 0 ? before : after).push_back(checked_id(id, what + ": post_processor"));
     }
   }
   check(texts == 1, "{}: post_processor: the template has the text {} times", what, texts);

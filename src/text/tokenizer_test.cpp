@@ -439,6 +439,16 @@ TEST(TokenizerJson, BadFilesAreErrors) {
                        huge + R"("}}})"),
               HasSubstr("longer than"));
   EXPECT_THAT(error_of(good + "\"added_tokens\": 3}"), HasSubstr("added_tokens is not a list"));
+  EXPECT_THAT(error_of(good + R"("added_tokens": [{"id": 1}]})"), HasSubstr("has no content"));
+  EXPECT_THAT(error_of(good + R"("added_tokens": [{"id": -1, "content": "x"}]})"),
+              HasSubstr("added_tokens: bad id -1"));
+  EXPECT_THAT(error_of(model(R"({"type": "BPE", "vocab": {"a": 0}})")), HasSubstr("no merges"));
+  const std::string grow = R"({"type": "Replace", "pattern": {"String": "a"}, "content": ")" +
+                           std::string(400, 'a') + R"("})";
+  EXPECT_THAT(error_of(good + R"("normalizer": {"type": "Sequence", "normalizers": [)" + grow +
+                           "," + grow + "," + grow + "," + grow + "]}}",
+                       "a"),
+              HasSubstr("the normalizer makes more than"));
   EXPECT_THAT(error_of(good + "\"x\": \"\xFF\"}"), HasSubstr("not valid UTF-8"));
   // A merge that makes one of its own parts is only a merge that never ends up anywhere else.
   EXPECT_EQ(
