@@ -24,6 +24,8 @@ from tokenizer_diff import SNIPPETS, random_text  # noqa: E402
 
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
           r"|\s+(?!\S)|\s+")
+# White space beside a user-defined piece of SentencePiece.
+USER_DEFINED = ["<think>", "<think>a b", "a <think> b", "  a  <think>  b  ", "a<think>b", " <think>", "a <think>\u3000<think> \u00a0b<think> "]
 LARGE = ["qwen3", "qwen2_5", "gptoss", "deepseek_v3", "gemma", "gemma3", "llama3_1"]
 
 
@@ -199,7 +201,8 @@ def main():
     for name, sp in sps.items():
         # Control pieces written in the text become their ids here and stay text there: leave those texts out.
         plain = [sp.encode(t) if not any(s in t for s in ("<s>", "</s>", "<unk>", "<think>")) else None for t in texts]
-        golden[name] = {"plain": plain, "text": [sp.decode(i) if i is not None else None for i in plain]}
+        golden[name] = {"plain": plain, "text": [sp.decode(i) if i is not None else None for i in plain],
+                        "user_defined": [[t, sp.encode(t)] for t in USER_DEFINED]}
     config = json.loads(small["byte_level"].to_str())
     alphabet = {c: b for b, c in byte_alphabet().items()}
     ranks = {bytes(alphabet[c] for c in t): i for t, i in config["model"]["vocab"].items()}

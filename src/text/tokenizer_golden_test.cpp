@@ -72,6 +72,10 @@ TEST(TokenizerGolden, SentencePieceModels) {
       const auto ids = golden[name]["plain"][i].get<Ids>();
       EXPECT_EQ(streamed(*tokenizer, ids, true), tokenizer->decode(ids)) << "text " << i;
     }
+    for (const Json& pair : golden[name]["user_defined"]) {
+      const auto text = pair[0].get<std::string>();
+      EXPECT_EQ(tokenizer->encode(text, plain), pair[1].get<Ids>()) << "'" << text << "'";
+    }
     EXPECT_EQ(tokenizer->bos_id(), 1);
     EXPECT_EQ(tokenizer->eos_id(), 2);
     EXPECT_TRUE(tokenizer->is_special(1));

@@ -73,6 +73,9 @@ struct SentencePieceSpec {
   bool add_dummy_prefix = true;
   bool remove_extra_whitespaces = false;
   bool escape_whitespaces = true;
+  // User-defined pieces are a part of the text around them, as in the library itself, which matters
+  // to white space beside them; else the text is cut at them first.
+  bool user_defined_in_text = false;
   std::string charsmap;  // empty: none
 };
 // Everything but bos, eos, prefix and suffix.

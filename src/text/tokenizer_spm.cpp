@@ -80,51 +80,51 @@ class ProtoReader {
   const std::string& what_;
 };
 
-// SentencePiece's own normalisation: the character map by longest key, then white space. The dummy
-// prefix is not here.
+// SentencePiece's own normalisation: user-defined pieces stay, all else goes through the character
+// map by longest key; then white space. The dummy prefix is not here.
 class SpmNormalizer final : public Normalizer {
  public:
-  SpmNormalizer(const std::string& charsmap, bool remove_extra, bool escape)
-      : remove_extra_(remove_extra), escape_(escape) {
-    if (!charsmap.empty()) map_ = std::make_unique<Charsmap>(charsmap);
+  explicit SpmNormalizer(const SentencePieceSpec& spec)
+      : remove_extra_(spec.remove_extra_whitespaces), escape_(spec.escape_whitespaces) {
+    if (!spec.charsmap.empty()) map_ = std::make_unique<Charsmap>(spec.charsmap);
+    if (!spec.user_defined_in_text) return;
+    for (const auto& piece : spec.pieces) {
+      if (piece.type == SentencePieceSpec::kUserDefined && !piece.text.empty())
+        kept_.insert(piece.text, 0);
+    }
   }
   bool apply(std::string_view text, std::string& out, bool&) const override {
-    std::string mapped;
-    mapped.reserve(text.size());
-    if (map_) {
-      for (size_t i = 0; i < text.size();) {
-        size_t length = 0;
-        std::string_view replacement;
-        if (map_->find(text.substr(i), true, length, replacement)) {
-          mapped += replacement;
-        } else {
-          length = unicode::length(text[i]);
-          mapped += text.substr(i, length);
-        }
-        i += length;
-      }
-    } else {
-      mapped = text;
-    }
-    out.clear();
-    out.reserve(mapped.size() * 2);
-    bool previous_space = remove_extra_;
-    for (char c : mapped) {
-      if (c == ' ') {
-        if (!previous_space) out += escape_ ? kSpaceMark : " ";
-        previous_space = remove_extra_;
-      } else {
-        out += c;
-        previous_space = false;
-      }
-    }
     const std::string_view space = escape_ ? kSpaceMark : " ";
+    out.clear();
+    out.reserve(text.size() * 2);
+    bool after_space = remove_extra_;
+    for (size_t i = 0; i < text.size();) {
+      size_t length = 0;
+      std::string_view part;
+      kept_.prefixes(text.substr(i), [&](size_t found, int32_t) { length = found; });
+      if (length > 0 || !map_ || !map_->find(text.substr(i), true, length, part)) {
+        if (length == 0) length = unicode::length(text[i]);
+        part = text.substr(i, length);
+      }
+      i += length;
+      while (after_space && part.starts_with(' ')) part.remove_prefix(1);
+      if (part.empty()) continue;
+      for (const char c : part) {
+        if (c == ' ') {
+          out += space;
+        } else {
+          out += c;
+        }
+      }
+      after_space = remove_extra_ && part.ends_with(' ');
+    }
     while (remove_extra_ && out.ends_with(space)) out.resize(out.size() - space.size());
     return true;
   }
 
  private:
   std::unique_ptr<Charsmap> map_;
+  ByteTrie kept_;
   bool remove_extra_, escape_;
 };
 
@@ -199,10 +199,10 @@ TokenizerParts make_sentencepiece(SentencePieceSpec spec, const std::string& wha
     token.id = int32_t(i);
     token.content = piece.text;
     token.special = control;
+    token.normalized = spec.user_defined_in_text && !control && !piece.text.starts_with(' ');
     parts.added.add(std::move(token));
   }
-  parts.normalizer = std::make_unique<SpmNormalizer>(spec.charsmap, spec.remove_extra_whitespaces,
-                                                     spec.escape_whitespaces);
+  parts.normalizer = std::make_unique<SpmNormalizer>(spec);
   if (spec.add_dummy_prefix) parts.section_prefix = spec.escape_whitespaces ? kSpaceMark : " ";
   Json decoders = Json::array();
   decoders.push_back(
@@ -223,6 +223,7 @@ bool looks_like_sentencepiece(std::string_view bytes) {
 TokenizerParts parse_sentencepiece(std::string_view bytes, const std::string& what) {
   SentencePieceSpec spec;
   spec.remove_extra_whitespaces = true;
+  spec.user_defined_in_text = true;
   int64_t model_type = 1;
   int64_t bos = 1, eos = 2, pad = -1;
   for (ProtoReader model(bytes, what); model.next();) {
