@@ -96,6 +96,38 @@ Config Config::section(const char* key) const {
   return Config(*value, where_ + key + ".");
 }
 
+namespace {
+
+// The object with the rotary type and its numbers, of the layers that see everything.
+std::optional<Config> rope_section(const Config& config) {
+  // As transformers does: an old rope_scaling wins over rope_parameters.
+  for (const char* key : {"rope_scaling", "rope_parameters"}) {
+    if (!config.has(key)) continue;
+    const Config rope = config.section(key);
+    if (rope.has("full_attention")) return rope.section("full_attention");
+    if (!rope.json().empty() && !rope.has("sliding_attention")) return rope;
+  }
+  return std::nullopt;
+}
+
+std::string rope_type_name(const Config& rope) {
+  return rope.text(rope.has("rope_type") ? "rope_type" : "type", "default");
+}
+
+// Checkpoints that YaRN stretches mostly keep the trained length in max_position_embeddings.
+int64_t yarn_context_length(const Config& config, int64_t max_position) {
+  const std::optional<Config> rope = rope_section(config);
+  if (!rope || rope_type_name(*rope) != "yarn" || !rope->has("factor")) return max_position;
+  const double trained = static_cast<double>(
+      config.size("original_max_position_embeddings",
+                  rope->size("original_max_position_embeddings", max_position)));
+  const double length = trained * rope->positive("factor");
+  if (length >= static_cast<double>(kMaxSize)) rope->refuse("factor", "is out of range");
+  return std::max(max_position, static_cast<int64_t>(length));
+}
+
+}  // namespace
+
 DecoderConfig read_decoder_config(const Config& config, const DecoderDefaults& defaults) {
   DecoderConfig d;
   d.architecture = read_architecture(config.json());
@@ -128,6 +160,7 @@ DecoderConfig read_decoder_config(const Config& config, const DecoderDefaults& d
   d.max_position = defaults.max_position > 0
                        ? config.size("max_position_embeddings", defaults.max_position)
                        : config.size("max_position_embeddings");
+  d.context_length = yarn_context_length(config, d.max_position);
   d.norm_eps = static_cast<float>(config.positive("rms_norm_eps", defaults.norm_eps));
   d.tied = config.flag("tie_word_embeddings", defaults.tied);
   d.dtype = read_dtype(config.json()).value_or(DType::kF32);
@@ -151,8 +184,8 @@ RopeType parse_rope_type(const Config& config, const char* key, const std::strin
 RopeParameters parse_rope(const Config& config, const Config& rope, const DecoderConfig& decoder,
                           double theta) {
   RopeParameters p;
-  const char* type_key = rope.has("rope_type") ? "rope_type" : "type";
-  p.type = parse_rope_type(rope, type_key, rope.text(type_key, "default"));
+  p.type =
+      parse_rope_type(rope, rope.has("rope_type") ? "rope_type" : "type", rope_type_name(rope));
   p.theta = rope.positive("rope_theta", theta);
   const double partial =
       rope.positive("partial_rotary_factor", config.positive("partial_rotary_factor", 1.0));
@@ -223,16 +256,7 @@ const Json kNothing = Json::object();
 
 RopeParameters read_rope(const Config& config, const DecoderConfig& decoder, double default_theta) {
   const double theta = config.positive("rope_theta", default_theta);
-  // As transformers does: an old rope_scaling wins over rope_parameters.
-  for (const char* key : {"rope_scaling", "rope_parameters"}) {
-    if (!config.has(key)) continue;
-    const Config rope = config.section(key);
-    if (rope.has("full_attention"))
-      return parse_rope(config, rope.section("full_attention"), decoder, theta);
-    if (!rope.json().empty() && !rope.has("sliding_attention"))
-      return parse_rope(config, rope, decoder, theta);
-  }
-  return parse_rope(config, Config(kNothing), decoder, theta);
+  return parse_rope(config, rope_section(config).value_or(Config(kNothing)), decoder, theta);
 }
 
 RopeParameters read_sliding_rope(const Config& config, const DecoderConfig& decoder,

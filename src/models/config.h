@@ -68,7 +68,8 @@ struct DecoderConfig {
   int64_t num_heads = 0;
   int64_t num_kv_heads = 0;
   int64_t head_dim = 0;
-  int64_t max_position = 0;
+  int64_t max_position = 0;    // max_position_embeddings
+  int64_t context_length = 0;  // the longest sequence; YaRN stretches max_position
   float norm_eps = 0;
   bool tied = false;
   DType dtype = DType::kBF16;

@@ -13,7 +13,8 @@ namespace reft {
 inline Tensor build_rope(const RopeParameters& rope, const DecoderConfig& config,
                          const LoadOptions& options) {
   constexpr double kMaxBytes = 4e9;
-  const int64_t positions = options.max_model_len > 0 ? options.max_model_len : config.max_position;
+  const int64_t positions =
+      options.max_model_len > 0 ? options.max_model_len : config.context_length;
   const double bytes = 4.0 * static_cast<double>(positions) * static_cast<double>(rope.rotary_dim);
   check(
       bytes <= kMaxBytes,
@@ -28,7 +29,7 @@ class DecoderModel final : public CausalLmModel {
                const CausalLm::MakeBlock& make_block)
       : info_{.architecture = config.architecture,
               .vocab_size = config.vocab_size,
-              .max_position = config.max_position,
+              .max_position = config.context_length,
               .num_layers = config.num_layers,
               .hidden_size = config.hidden_size,
               .checkpoint_dtype = config.dtype},

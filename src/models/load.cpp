@@ -252,6 +252,20 @@ void load_parameters(CausalLmModel& model, const CheckpointReader* reader,
                               });
 }
 
+// Completes source.config by what the weights say.
+std::unique_ptr<CausalLmModel> create_model(Source& source,
+                                            const std::optional<CanonicalNames>& names,
+                                            const LoadOptions& options) {
+  const ModelFamily& family = find_family(source.config);
+  refuse_quantized(source.config);
+  if (names) {
+    settle_tying(source.config, *source.reader, *names);
+    if (!read_dtype(source.config))
+      source.config["dtype"] = dtype_name(stored_dtype(*source.reader, *names));
+  }
+  return family.create(source.config, options);
+}
+
 }  // namespace
 
 LoadedModel load_model(const std::string& path, const LoadOptions& options) {
@@ -260,18 +274,10 @@ LoadedModel load_model(const std::string& path, const LoadOptions& options) {
         "load_format '{}' is not known; it is auto or dummy", options.load_format);
   Source source = open_source(path, dummy);
   LoadedModel loaded;
-  const ModelFamily& family = find_family(source.config);
-  refuse_quantized(source.config);
-
   std::optional<CanonicalNames> names;
-  if (source.reader) {
-    names.emplace(*source.reader);
-    settle_tying(source.config, *source.reader, *names);
-    if (!read_dtype(source.config))
-      source.config["dtype"] = dtype_name(stored_dtype(*source.reader, *names));
-  }
+  if (source.reader) names.emplace(*source.reader);
   try {
-    loaded.model = family.create(source.config, options);
+    loaded.model = create_model(source, names, options);
   } catch (const Error& e) {
     fail("{}: {}", path, e.what());
   }

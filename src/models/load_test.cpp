@@ -160,6 +160,20 @@ TEST(Load, BadRotaryParametersNameTheKey) {
   }
 }
 
+TEST(Load, YarnStretchesThePositions) {
+  ModelFolder folder("llama_yarn");
+  Json& rope = folder.config()["rope_parameters"];
+  EXPECT_EQ(folder.load().model->info().max_position, 128);  // 4 · 16 are fewer
+  rope["original_max_position_embeddings"] = 100;
+  EXPECT_EQ(folder.load().model->info().max_position, 400);
+  rope.erase("original_max_position_embeddings");
+  EXPECT_EQ(folder.load().model->info().max_position, 512);
+  folder.config()["rope_scaling"] = {{"type", "yarn"}, {"factor", 2.5}};
+  EXPECT_EQ(folder.load().model->info().max_position, 320);
+  folder.config()["rope_scaling"] = {{"type", "linear"}, {"factor", 2.5}};
+  EXPECT_EQ(folder.load().model->info().max_position, 128);
+}
+
 TEST(Load, BadLayerTypes) {
   ModelFolder folder("qwen3_sliding");
   folder.config()["layer_types"] = {"full_attention"};

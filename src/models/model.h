@@ -19,7 +19,7 @@ namespace reft {
 struct ModelInfo {
   std::string architecture;  // "Qwen3ForCausalLM"
   int64_t vocab_size = 0;    // rows of the logits
-  int64_t max_position = 0;  // longest sequence (max_position_embeddings)
+  int64_t max_position = 0;  // longest sequence
   int64_t num_layers = 0;
   int64_t hidden_size = 0;
   DType checkpoint_dtype = DType::kBF16;  // dtype (torch_dtype) of the config
