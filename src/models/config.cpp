@@ -271,6 +271,11 @@ RopeParameters read_sliding_rope(const Config& config, const DecoderConfig& deco
   return parse_rope(config, Config(kNothing), decoder, theta);
 }
 
+int64_t read_window(const Config& config) {
+  const bool absent = !config.json().contains("sliding_window");
+  return config.count("sliding_window", absent ? 4096 : 0);
+}
+
 std::vector<int64_t> read_windows(const Config& config, int64_t num_layers, int64_t window,
                                   FunctionRef<bool(int64_t)> is_sliding) {
   std::vector<int64_t> windows;
@@ -294,7 +299,7 @@ std::vector<int64_t> read_windows(const Config& config, int64_t num_layers, int6
 
 std::vector<int64_t> read_qwen_windows(const Config& config, int64_t num_layers) {
   const bool on = config.flag("use_sliding_window", false);
-  const int64_t window = on ? config.count("sliding_window", 4096) : 0;
+  const int64_t window = on ? read_window(config) : 0;
   const int64_t first = config.count("max_window_layers", 28);
   return read_windows(config, num_layers, window, [&](int64_t layer) { return layer >= first; });
 }

@@ -83,6 +83,9 @@ RopeParameters read_rope(const Config& config, const DecoderConfig& decoder, dou
 RopeParameters read_sliding_rope(const Config& config, const DecoderConfig& decoder,
                                  double default_theta);
 
+// sliding_window: 0 (none) where it is null, and as in every family of transformers 4096 where the
+// key is absent.
+int64_t read_window(const Config& config);
 // The window of each layer, 0 where it sees everything: `window` for the layers that "layer_types"
 // calls sliding_attention, or, without that key, for which `is_sliding(layer)`.
 std::vector<int64_t> read_windows(const Config& config, int64_t num_layers, int64_t window,

@@ -48,7 +48,7 @@ GemmaConfig read_config(const Config& config, DecoderDefaults defaults, bool gem
   // Gemma 3's eager attention has no cap, whatever the key says.
   c.attention.soft_cap = gemma3 ? 0.0f : optional_cap(config, "attn_logit_softcapping", 50.0);
   c.logit_soft_cap = optional_cap(config, "final_logit_softcapping", gemma3 ? 0.0 : 30.0);
-  c.windows = read_windows(config, d.num_layers, config.count("sliding_window", 4096), is_sliding);
+  c.windows = read_windows(config, d.num_layers, read_window(config), is_sliding);
   c.activation = read_activation(config, {"hidden_activation"}, "gelu_pytorch_tanh");
   return c;
 }

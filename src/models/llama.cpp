@@ -21,14 +21,13 @@ LlamaConfig read_config(const Json& json, bool mistral) {
   c.decoder = read_decoder_config(config, {.max_position = mistral ? 4096 * 32 : 2048});
   const DecoderConfig& d = c.decoder;
   const bool attention_bias = !mistral && config.flag("attention_bias", false);
-  c.attention = {
-      .hidden_size = d.hidden_size,
-      .num_heads = d.num_heads,
-      .num_kv_heads = d.num_kv_heads,
-      .head_dim = d.head_dim,
-      .qkv_bias = attention_bias,
-      .out_bias = attention_bias,
-      .window = mistral && config.has("sliding_window") ? config.size("sliding_window") : 0};
+  c.attention = {.hidden_size = d.hidden_size,
+                 .num_heads = d.num_heads,
+                 .num_kv_heads = d.num_kv_heads,
+                 .head_dim = d.head_dim,
+                 .qkv_bias = attention_bias,
+                 .out_bias = attention_bias,
+                 .window = mistral ? read_window(config) : 0};
   c.rope = read_rope(config, d, 10000.0);
   c.activation = read_activation(config, {"hidden_act"}, "silu");
   c.mlp_bias = !mistral && config.flag("mlp_bias", false);

@@ -226,6 +226,19 @@ TEST(Load, MissingMisshapedAndOddTensorsNameFileAndTensor) {
   }
 }
 
+TEST(Load, SlidingWindowAbsentOrNull) {
+  for (const char* golden : {"mistral", "qwen2"}) {
+    ModelFolder folder(golden);
+    folder.config().erase("layer_types");
+    const auto window = [&] { return folder.load().model->cache_specs().back().window; };
+    EXPECT_GT(window(), 0) << golden;
+    folder.config()["sliding_window"] = nullptr;
+    EXPECT_EQ(window(), 0) << golden;
+    folder.config().erase("sliding_window");
+    EXPECT_EQ(window(), 4096) << golden;
+  }
+}
+
 TEST(Load, MissingFiles) {
   EXPECT_THROW(load_model((kGolden / "no_such_model").string(), {}), Error);
   EXPECT_THROW(load_model((kGolden / "rope.json").string(), {}), Error);
