@@ -121,21 +121,25 @@ int byte_of(std::string_view token) {
   return value;
 }
 
-// Characters come out as they complete; Hugging Face instead gives up a whole run of byte tokens
-// for one bad byte.
+// Byte tokens <0x41>; `whole_runs` as in TokenDecoder::start.
 class ByteFallback final : public Link {
  public:
+  explicit ByteFallback(bool whole_runs) : whole_runs_(whole_runs) {}
   void push(std::string_view part, bool begins) override {
     const int byte = begins ? byte_of(part) : -1;
-    text_.clear();
-    if (byte >= 0) {
-      const char c = char(byte);
-      joiner_.add({&c, 1}, text_);
-      if (!text_.empty()) next->push(text_, true);
+    if (byte < 0) {
+      drain();
+      next->push(part, begins);
       return;
     }
-    drain();
-    next->push(part, begins);
+    const char c = char(byte);
+    if (whole_runs_) {
+      run_ += c;
+      return;
+    }
+    text_.clear();
+    joiner_.add({&c, 1}, text_);
+    if (!text_.empty()) next->push(text_, true);
   }
   void flush() override {
     drain();
@@ -145,9 +149,17 @@ class ByteFallback final : public Link {
  private:
   void drain() {
     text_.clear();
+    if (unicode::valid_prefix(run_) == run_.size()) {
+      text_ = run_;
+    } else {
+      for (size_t i = 0; i < run_.size(); ++i) text_ += kReplacement;
+    }
+    run_.clear();
     joiner_.finish(text_);
     if (!text_.empty()) next->push(text_, true);
   }
+  bool whole_runs_;
+  std::string run_;
   Utf8Joiner joiner_{true};
   std::string text_;
 };
@@ -307,11 +319,11 @@ class BpeSuffix final : public Link {
   std::string held_;
 };
 
-using MakeLink = std::function<std::unique_ptr<Link>()>;
+using MakeLink = std::function<std::unique_ptr<Link>(bool whole_runs)>;
 
 class Chain final : public TokenDecoder {
  public:
-  std::unique_ptr<Stream> start() const override;
+  std::unique_ptr<Stream> start(bool whole_runs) const override;
   bool byte_fallback() const override { return byte_fallback_; }
   bool byte_level() const override { return links_.size() == 1 && fused_ && byte_level_; }
 
@@ -326,8 +338,8 @@ class Chain final : public TokenDecoder {
 
 class ChainStream final : public TokenDecoder::Stream {
  public:
-  explicit ChainStream(const std::vector<MakeLink>& makers) {
-    for (const auto& make : makers) links_.push_back(make());
+  ChainStream(const std::vector<MakeLink>& makers, bool whole_runs) {
+    for (const auto& make : makers) links_.push_back(make(whole_runs));
     for (size_t i = 0; i < links_.size(); ++i) {
       links_[i]->next = i + 1 < links_.size() ? links_[i + 1].get() : &sink_;
     }
@@ -347,13 +359,13 @@ class ChainStream final : public TokenDecoder::Stream {
   Sink sink_;
 };
 
-std::unique_ptr<TokenDecoder::Stream> Chain::start() const {
-  return std::make_unique<ChainStream>(links_);
+std::unique_ptr<TokenDecoder::Stream> Chain::start(bool whole_runs) const {
+  return std::make_unique<ChainStream>(links_, whole_runs);
 }
 
 template <class T, class... Args>
 MakeLink maker(Args... args) {
-  return [=] { return std::make_unique<T>(args...); };
+  return [=](bool) { return std::make_unique<T>(args...); };
 }
 
 void Chain::add(const Json& config) {
@@ -369,7 +381,7 @@ void Chain::add(const Json& config) {
     links_.push_back(maker<ByteLevelLink>());
     fused_ = byte_level_ = true;
   } else if (type == "ByteFallback") {
-    links_.push_back(maker<ByteFallback>());
+    links_.push_back([](bool whole_runs) { return std::make_unique<ByteFallback>(whole_runs); });
     byte_fallback_ = true;
   } else if (type == "Fuse") {
     links_.push_back(maker<Fuse>());

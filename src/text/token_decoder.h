@@ -1,5 +1,6 @@
 // Tokens back to text, one token at a time: the decoders of tokenizer.json as a chain of small
-// state machines, so that decoding a list and decoding a stream are the same thing.
+// state machines, so that decoding a list and decoding a stream are the same thing (but for byte
+// tokens that are not UTF-8).
 #pragma once
 
 #include <memory>
@@ -38,7 +39,10 @@ class TokenDecoder {
   };
 
   virtual ~TokenDecoder() = default;
-  virtual std::unique_ptr<Stream> start() const = 0;
+  // `whole_runs`: a run of byte tokens comes at its end, each byte of it as U+FFFD when the run is
+  // not UTF-8, which is how Hugging Face decodes a list; else characters come as they complete, and
+  // only ill-formed bytes are U+FFFD.
+  virtual std::unique_ptr<Stream> start(bool whole_runs = false) const = 0;
   virtual bool byte_fallback() const = 0;
   // True when it is the byte-level decoder and nothing else.
   virtual bool byte_level() const = 0;

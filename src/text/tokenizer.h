@@ -15,7 +15,8 @@ namespace reft {
 class GgufReader;
 
 // Ids to text one by one, for one request. The texts of add() and finish() together are decode() of
-// all ids.
+// all ids, except where byte tokens (<0x41>) are not UTF-8: a list gives up their whole run, as
+// Hugging Face's code does, while a stream has already passed on the characters that were complete.
 class DecodeStream {
  public:
   virtual ~DecodeStream() = default;

@@ -74,7 +74,7 @@ class PipelineTokenizer final : public Tokenizer {
       joiner.finish(out);
       return out;
     }
-    auto stream = parts_.decoder->start();
+    auto stream = parts_.decoder->start(/*whole_runs=*/true);
     for (const int32_t id : ids) {
       if (known(id) && !(skip_special_tokens && is_special(id))) stream->add(decoder_text(id), out);
     }
