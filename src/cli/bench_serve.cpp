@@ -203,7 +203,8 @@ struct BenchServeOptions {
     ClientRequest http{.method = "POST",
                        .url = url(endpoint),
                        .headers = headers(),
-                       .body = request_body(request, name)};
+                       .body = request_body(request, name),
+                       .repeatable = true};
     http.idle_timeout_s = 3600;
     int status = 0;
     http.on_head = [&](const ClientResponse& head) { status = head.status; };

@@ -1,5 +1,6 @@
 // reft serve: the OpenAI-compatible server.
 #include <chrono>
+#include <csignal>
 #include <cstdlib>
 
 #include "base/log.h"
@@ -89,6 +90,8 @@ struct ServeOptions {
 
   int execute(const ArgParser& parser) {
     const auto start = std::chrono::steady_clock::now();
+    // Whoever reads the output may leave ("reft serve 2>&1 | head"): no reason to stop serving.
+    std::signal(SIGPIPE, SIG_IGN);
     set_log_level(parse_log_level(log_level));
     for (const std::string& flag : parser.ignored_flags()) log_warning("Serve", "Ignored {}", flag);
     check(port >= 0 && port <= 65535, "--port must be between 0 and 65535, got {}", port);
