@@ -109,6 +109,7 @@ GenerationResult generate(Engine& engine, std::vector<int32_t> prompt, SamplingP
 
 std::vector<int32_t> encode_chat(const ServingModel& model, const Json& messages,
                                  const Json& kwargs) {
+  const Tokenizer& tokenizer = model.require_tokenizer();
   check(model.chat_template != nullptr,
         "the model has no chat template: choose one with --chat_template, or send plain text with "
         "--raw");
@@ -116,12 +117,12 @@ std::vector<int32_t> encode_chat(const ServingModel& model, const Json& messages
   input.messages = messages;
   input.kwargs = kwargs;
   const auto token = [&](std::optional<int32_t> id) {
-    return id ? model.tokenizer->id_to_token(*id) : std::string();
+    return id ? tokenizer.id_to_token(*id) : std::string();
   };
-  input.bos_token = token(model.tokenizer->bos_id());
-  input.eos_token = token(model.tokenizer->eos_id());
-  input.pad_token = token(model.tokenizer->pad_id());
-  return model.tokenizer->encode(model.chat_template->render(input), {.add_special_tokens = false});
+  input.bos_token = token(tokenizer.bos_id());
+  input.eos_token = token(tokenizer.eos_id());
+  input.pad_token = token(tokenizer.pad_id());
+  return tokenizer.encode(model.chat_template->render(input), {.add_special_tokens = false});
 }
 
 }  // namespace reft

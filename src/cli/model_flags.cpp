@@ -59,6 +59,11 @@ std::string short_model_name(const std::string& path) {
   return stem;
 }
 
+const Tokenizer& ServingModel::require_tokenizer() const {
+  check(tokenizer != nullptr, "{} has no tokenizer: choose one with --tokenizer", path);
+  return *tokenizer;
+}
+
 void ModelFlags::declare_model(ArgParser& parser, bool positional) {
   if (positional) parser.positional("MODEL", &model, "The same as --model.");
   parser.group("Model");
@@ -69,6 +74,8 @@ void ModelFlags::declare_model(ArgParser& parser, bool positional) {
              {"model_path", "m"});
   parser.add("tokenizer", &tokenizer,
              "A folder or file to take the tokenizer from instead of the model's.");
+  parser.add("skip_tokenizer_init", &skip_tokenizer_init,
+             "Load no tokenizer: prompts and answers are token ids.");
   parser.add("revision", &revision, "Branch, tag or commit on the hub.");
   parser.add("hf_token", &hf_token, "Token for gated models; HF_TOKEN is read too.");
   parser.add("download_dir", &download_dir,
@@ -171,11 +178,10 @@ ServingModel ModelFlags::load() const {
   options.quiet = quiet;
   out.loaded = load_model(out.path, options);
   try {
-    out.tokenizer = load_tokenizer_for(out.path);
-  } catch (const Error& e) {
-    // A config.json alone is enough for dummy weights; prompts are then token ids.
-    if (load_format != "dummy" || !tokenizer.empty()) throw;
-    log_warning("Serve", "No tokenizer: {}", e.what());
+    if (!skip_tokenizer_init) out.tokenizer = load_tokenizer_for(out.path);
+  } catch (const NoTokenizer& e) {
+    if (!tokenizer.empty()) throw;
+    log_warning("Serve", "Prompts must be token ids: {}", e.what());
   }
   std::string source;
   if (!chat_template.empty()) {

@@ -57,7 +57,7 @@ struct RunOptions {
     ServingModel serving = model.load();
     std::vector<int32_t> ids;
     if (raw) {
-      ids = serving.tokenizer->encode(prompt);
+      ids = serving.require_tokenizer().encode(prompt);
     } else {
       Json messages = Json::array();
       if (!system.empty()) messages.push_back({{"role", "system"}, {"content", system}});

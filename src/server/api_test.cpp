@@ -36,7 +36,7 @@ TEST(Api, ChatAnswer) {
   EXPECT_TRUE(body["id"].get<std::string>().starts_with("chatcmpl-"));
   EXPECT_EQ(body["object"], "chat.completion");
   EXPECT_GT(body["created"].get<int64_t>(), 1'700'000'000);
-  EXPECT_EQ(body["model"], "alias");
+  EXPECT_EQ(body["model"], "fake") << "the first name, whichever was asked for";
   EXPECT_TRUE(body["system_fingerprint"].get<std::string>().starts_with("fp_"));
   ASSERT_EQ(body["choices"].size(), 1u);
   const Json& choice = body["choices"][0];

@@ -207,6 +207,14 @@ class ConnectionExchange final : public Exchange,
     connection_->end_stream();
   }
 
+  // The server gives up: the client gets `response`, as the last event of a stream when one was
+  // begun, and the handler is told as if the client had left. On the strand.
+  void give_up(const HttpResponse& response) {
+    if (ended_) return connection_->on_client_gone();  // an answer that nobody fetches
+    connection_->send(response);
+    set_gone();
+  }
+
   // The client left: on the strand.
   void set_gone() {
     std::function<void()> f;
@@ -264,7 +272,12 @@ void Connection::close_if_idle() {
 void Connection::drain() { close_if_idle(); }
 
 void Connection::abort() {
-  asio::post(socket_.get_executor(), [self = shared_from_this()] { self->on_client_gone(); });
+  asio::post(socket_.get_executor(), [self = shared_from_this()] {
+    const auto exchange = self->exchange_.lock();
+    if (exchange == nullptr || self->state_ != State::kAnswering) return self->on_client_gone();
+    self->keep_alive_ = false;
+    exchange->give_up(error_response(503, "the server is shutting down", "", "shutting_down"));
+  });
 }
 
 // --- reading ---

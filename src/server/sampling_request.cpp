@@ -4,6 +4,7 @@
 #include <charconv>
 #include <cmath>
 
+#include "base/json_text.h"
 #include "base/log.h"
 
 namespace reft {
@@ -144,8 +145,10 @@ void parse_limits(const Fields& fields, const RequestContext& context, SamplingP
 }  // namespace
 
 std::string RequestContext::resolve_model(const std::optional<std::string>& name) const {
-  if (!name) return model_names.front();
-  if (std::find(model_names.begin(), model_names.end(), *name) != model_names.end()) return *name;
+  const bool is_served =
+      !name || name->empty() ||
+      std::find(model_names.begin(), model_names.end(), *name) != model_names.end();
+  if (is_served) return model_names.front();
   throw RequestError(fmt::format("the model '{}' does not exist", name->substr(0, 200)), "model",
                      404, "model_not_found");
 }
@@ -225,7 +228,7 @@ GenerationFields parse_generation_fields(const Fields& fields, const RequestCont
   out.request_id = fields.string("request_id").value_or("");
   if (out.request_id.size() > 256) fields.refuse("request_id", "is longer than 256 bytes");
   if (const auto salt = fields.string("cache_salt")) {
-    if (salt->empty() || salt->size() > 4096) {
+    if (salt->empty() || count_code_points(*salt) > 1024) {
       fields.refuse("cache_salt", "must have between 1 and 1024 characters");
     }
     out.cache_salt = *salt;

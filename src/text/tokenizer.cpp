@@ -52,8 +52,9 @@ std::string find_file(const std::string& folder) {
     const std::string path = entry.path().string();
     if (path.ends_with(".tiktoken") && (found.empty() || path < found)) found = path;
   }
-  check(!found.empty(), "{}: no tokenizer.json, tokenizer.model or *.tiktoken in this folder",
-        folder);
+  if (found.empty()) {
+    throw NoTokenizer(folder + ": no tokenizer.json, tokenizer.model or *.tiktoken in this folder");
+  }
   return found;
 }
 

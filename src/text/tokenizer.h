@@ -10,6 +10,8 @@
 #include <string_view>
 #include <vector>
 
+#include "base/check.h"
+
 namespace reft {
 
 class GgufReader;
@@ -62,8 +64,14 @@ class Tokenizer {
   virtual const std::string& chat_template() const = 0;
 };
 
+// The model comes without a tokenizer: its prompts are token ids.
+class NoTokenizer : public Error {
+ public:
+  using Error::Error;
+};
+
 // A Hugging Face folder (tokenizer.json, or *.tiktoken / tokenizer.model), or one of those files
-// itself. Throws Error naming the file.
+// itself. Throws Error naming the file, NoTokenizer where there is none.
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& path);
 std::unique_ptr<Tokenizer> load_tokenizer(const GgufReader& gguf);
 

@@ -314,7 +314,7 @@ TokenizerParts bert_parts(const Metadata& metadata, const Vocabulary& vocabulary
 std::unique_ptr<Tokenizer> load_tokenizer(const GgufReader& gguf) {
   const Metadata metadata(gguf);
   const auto model = metadata.get("tokenizer.ggml.model", std::string());
-  check(!model.empty(), "GGUF: no tokenizer (tokenizer.ggml.model)");
+  if (model.empty()) throw NoTokenizer("GGUF: no tokenizer (tokenizer.ggml.model)");
   const Vocabulary vocabulary = read_vocabulary(metadata);
   TokenizerParts parts;
   bool add_bos = false, add_eos = false;

@@ -379,7 +379,7 @@ TEST_F(TokenizerFolder, MissingAndBrokenFilesAreNamed) {
   try {
     load();
     FAIL();
-  } catch (const Error& e) {
+  } catch (const NoTokenizer& e) {
     EXPECT_THAT(e.what(), HasSubstr("no tokenizer.json"));
   }
   write("tokenizer.model", "\x0a\x05\x0a\x50garbage");
