@@ -234,6 +234,9 @@ GenerationFields parse_generation_fields(const Fields& fields, const RequestCont
     out.cache_salt = *salt;
   }
   out.truncate_prompt_tokens = fields.integer("truncate_prompt_tokens", -1, context.max_model_len);
+  if (out.truncate_prompt_tokens == 0) {
+    fields.refuse("truncate_prompt_tokens", "must be -1 or at least 1: 0 leaves no prompt");
+  }
   return out;
 }
 
