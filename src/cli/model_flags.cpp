@@ -130,7 +130,11 @@ void ModelFlags::declare_engine(ArgParser& parser) {
   parser.add("max_queued_requests", &engine.max_queued_requests,
              "Waiting requests beyond which new ones get a 503; 0: no limit.");
   parser.ignored("swap_space", "preempted requests are recomputed");
-  parser.ignored("tensor_parallel_size", "one CPU process serves the model");
+  for (const char* flag :
+       {"tensor_parallel_size", "tp", "pipeline_parallel_size", "pp", "data_parallel_size", "dp"}) {
+    parser.ignored(flag, "one process with one device serves the model");
+  }
+  parser.ignored("async_scheduling", "scheduling always overlaps with the compute", false);
   parser.ignored("max_seq_len_to_capture", "every length is captured");
 }
 

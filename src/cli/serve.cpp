@@ -77,8 +77,11 @@ struct ServeOptions {
     parser.add("access_log", &server.log_access, "Log a line per HTTP request.");
     parser.ignored("disable_log_requests", "requests are not logged unless --enable-log-requests",
                    false);
+    parser.ignored("disable_uvicorn_access_log", "requests are not logged unless --access-log",
+                   false);
     parser.ignored("disable_log_stats", "throughput is only logged while there is any", false);
     parser.ignored("max_log_len", "prompts are never logged");
+    parser.ignored("disable_frontend_multiprocessing", "there is one process", false);
     parser.example("reft serve",
                    "The default model on port 8888; open http://127.0.0.1:8888/ui.html");
     parser.example(
