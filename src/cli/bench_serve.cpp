@@ -2,6 +2,7 @@
 // thread with a connection of its own, so that no single event loop delays the times.
 #include <algorithm>
 #include <atomic>
+#include <charconv>
 #include <chrono>
 #include <cmath>
 #include <condition_variable>
@@ -311,15 +312,24 @@ struct BenchServeOptions {
     line("Median", s.median);
     const std::vector<std::string> wanted = split(metrics);
     if (std::ranges::find(wanted, key) == wanted.end()) return;
-    for (const std::string& p : split(percentiles)) {
-      double value = 0;
-      try {
-        value = std::stod(p);
-      } catch (const std::exception&) {
-        fail("--metric-percentiles: '{}' is not a number", p);
-      }
-      check(value >= 0 && value <= 100, "--metric-percentiles: {} is not between 0 and 100", p);
-      line("P" + p, s.percentile(value));
+    for (const std::string& p : split(percentiles))
+      line("P" + p, s.percentile(parse_percentile(p)));
+  }
+
+  static double parse_percentile(const std::string& text) {
+    double value = -1;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    check(error == std::errc() && end == text.data() + text.size() && value >= 0 && value <= 100,
+          "--metric-percentiles: '{}' is not a number between 0 and 100", text);
+    return value;
+  }
+
+  // What would otherwise be noticed after the load.
+  void check_report_options() const {
+    for (const std::string& p : split(percentiles)) parse_percentile(p);
+    for (const std::string& metric : split(metrics)) {
+      check(metric == "ttft" || metric == "tpot" || metric == "itl" || metric == "e2el",
+            "--percentile-metrics: '{}' is not one of ttft, tpot, itl, e2el", metric);
     }
   }
 
@@ -402,6 +412,7 @@ struct BenchServeOptions {
     check(max_concurrency >= 0 && num_warmups >= 0,
           "--max-concurrency and --num-warmups must not be negative");
     check(burstiness > 0, "--burstiness must be positive, got {}", burstiness);
+    check_report_options();
     std::string name = served_model_name;
     int64_t max_len = int64_t{1} << 40;
     if (name.empty()) {

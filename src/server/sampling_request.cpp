@@ -254,8 +254,8 @@ void fit_prompt(std::vector<int32_t>& prompt, GenerationFields& request,
   const auto length = static_cast<int64_t>(prompt.size());
   if (length >= context.max_model_len) {
     throw RequestError(
-        fmt::format("this model's maximum context length is {} tokens, but '{}' has {} tokens "
-                    "and at least one is needed for the answer",
+        fmt::format("This model's maximum context length is {} tokens. However, '{}' has {} tokens "
+                    "and at least one is needed for the answer: please shorten it",
                     context.max_model_len, prompt_field, length),
         prompt_field, 400, "context_length_exceeded");
   }

@@ -2,8 +2,10 @@
 
 import json
 import os
+import pathlib
 import re
 import subprocess
+import time
 import urllib.request
 
 import pytest
@@ -46,6 +48,22 @@ def test_serve_without_a_reader_from_the_start():
     )
     os.close(write)
     assert server.wait(timeout=60) == 1, "an error, not a signal"
+
+
+def test_closed_standard_streams_are_not_taken_by_sockets():
+    server = subprocess.Popen(
+        [REFT, "serve", "--model", MODEL, "--host", "127.0.0.1", "--port", "0"],
+        preexec_fn=lambda: os.closerange(0, 3),
+    )
+    links = pathlib.Path(f"/proc/{server.pid}/fd")
+    try:
+        while not any("socket:" in os.path.realpath(link) for link in links.iterdir()):
+            assert server.poll() is None
+            time.sleep(0.05)
+        assert [os.readlink(links / str(i)) for i in range(3)] == ["/dev/null"] * 3
+    finally:
+        server.terminate()
+        server.wait(timeout=60)
 
 
 def test_tokenize_and_back():
@@ -92,6 +110,9 @@ def test_bench_serve_reports_every_percentile(url, tmp_path):
         for metric in ("ttft", "tpot", "itl", "e2el"):
             for kind in ("mean", "median", "p99"):
                 assert numbers[f"{kind}_{metric}_ms"] > 0
+    for flag, bad in (("--metric-percentiles", "50,101"), ("--percentile-metrics", "ttft,speed")):
+        run = reft("bench", "serve", "--base-url", "http://127.0.0.1:1", flag, bad)
+        assert run.returncode == 1 and flag in run.stderr
     not_sharegpt = tmp_path / "other.json"
     not_sharegpt.write_text('[{"instruction": "a", "output": "b"}]')
     run = reft("bench", "serve", "--base-url", url, "--model", MODEL, "--dataset-name", "sharegpt",
