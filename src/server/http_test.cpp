@@ -69,6 +69,16 @@ TEST(Http, KeepsTheConnectionOpenAndTakesPipelinedRequests) {
   }
 }
 
+TEST(Http, SkipsEmptyLinesBeforeARequest) {
+  TestServer server(writes("abc"));
+  Client client(server.port());
+  ASSERT_TRUE(client.send("\r\n"));  // alone, so that the connection stays idle
+  for (int i = 0; i < 3; ++i) {
+    ASSERT_TRUE(client.send(post_text("/v1/completions", long_request(1)) + "\r\n"));
+    EXPECT_EQ(client.read_reply().status, 200);
+  }
+}
+
 TEST(Http, Http10AndConnectionClose) {
   TestServer server(writes("abc"));
   Client old(server.port());
