@@ -120,8 +120,8 @@ TEST(HttpClient, RepeatsARequestThatAKeptConnectionLost) {
   std::atomic<int> answered = 0, dropped = 0;
   TestServer server([&](const Request&, Socket& socket) {
     const bool is_first_of_connection = answered == dropped;
-    if (is_first_of_connection) TestServer::send(socket, answer("x"));
     ++(is_first_of_connection ? answered : dropped);
+    if (is_first_of_connection) TestServer::send(socket, answer("x"));
     return is_first_of_connection;
   });
   HttpClient client;
