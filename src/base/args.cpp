@@ -30,6 +30,13 @@ std::string flag_text(const std::string& name) {
   return (name.size() == 1 ? "-" : "--") + dashed(name);
 }
 
+// One value of a list flag: a JSON array of strings, as vLLM's users write some lists, or itself.
+std::vector<std::string> list_items(const std::string& text) {
+  const Json items = Json::parse(text.starts_with('[') ? text : "", nullptr, false);
+  const bool is_list = items.is_array() && std::ranges::all_of(items, &Json::is_string);
+  return is_list ? items.get<std::vector<std::string>>() : std::vector{text};
+}
+
 int64_t parse_integer(const std::string& flag, const std::string& given) {
   std::string text;
   std::ranges::copy_if(given, std::back_inserter(text),
@@ -347,7 +354,7 @@ void ArgParser::add(std::string name, std::vector<std::string>* value, std::stri
       .set = [value, first](const std::string&, const std::string& text) {
     if (*first) value->clear();
     *first = false;
-    value->push_back(text);
+    for (std::string& item : list_items(text)) value->push_back(std::move(item));
   };
 }
 

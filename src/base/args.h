@@ -32,7 +32,7 @@ class ArgParser {
   void add(std::string name, double* value, std::string help,
            std::vector<std::string> aliases = {});
   void add(std::string name, bool* value, std::string help, std::vector<std::string> aliases = {});
-  // Repeatable, and takes several values after one flag.
+  // Repeatable, takes several values after one flag, and a JSON array of strings as one value.
   void add(std::string name, std::vector<std::string>* value, std::string help,
            std::vector<std::string> aliases = {});
   // Restricts a flag that was added to these values.

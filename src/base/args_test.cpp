@@ -42,6 +42,12 @@ struct Flags {
   }
 };
 
+TEST(Args, AListMayBeJson) {
+  Flags f;
+  f.parser.parse({"--served-model-name", R"(["a", "b c"])", "[d", "[1]", "--served_model_name=[]"});
+  EXPECT_EQ(f.names, (std::vector<std::string>{"a", "b c", "[d", "[1]"}));
+}
+
 TEST(Args, DashesUnderscoresEqualsAndAliases) {
   Flags f;
   EXPECT_TRUE(f.parser.parse({"--max-model-len", "4k", "--gpu_memory_utilization=0.5", "-m", "x",

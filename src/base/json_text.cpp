@@ -1,5 +1,7 @@
 #include "base/json_text.h"
 
+#include <algorithm>
+
 namespace reft {
 namespace {
 
@@ -134,6 +136,10 @@ std::string to_valid_utf8(std::string_view bytes) {
     }
   }
   return out;
+}
+
+int64_t count_code_points(std::string_view text) {
+  return std::ranges::count_if(text, [](char c) { return (c & 0xC0) != 0x80; });
 }
 
 }  // namespace reft

@@ -1,6 +1,7 @@
 // Strings as JSON text.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 
@@ -11,5 +12,7 @@ namespace reft {
 void append_json_string(std::string& out, std::string_view text, bool ensure_ascii = false);
 // Invalid and incomplete sequences become U+FFFD, as Python's errors="replace".
 std::string to_valid_utf8(std::string_view bytes);
+// Of valid UTF-8.
+int64_t count_code_points(std::string_view text);
 
 }  // namespace reft

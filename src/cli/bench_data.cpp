@@ -51,12 +51,14 @@ std::vector<BenchRequest> sharegpt_requests(const BenchData& data, const Tokeniz
   const Json conversations = read_json_file(data.dataset_path);
   check(conversations.is_array(), "{}: expected a JSON array of conversations", data.dataset_path);
   std::vector<BenchRequest> all;
+  bool any = false;
   const auto text_of = [](const Json& turn) {
     return json_get<std::string>(turn, turn.contains("value") ? "value" : "content", "");
   };
   for (const Json& item : conversations) {
     const auto turns = item.find(item.contains("conversations") ? "conversations" : "messages");
     if (turns == item.end() || turns->size() < 2) continue;
+    any = true;
     BenchRequest request;
     request.text = text_of((*turns)[0]);
     request.ids = tokenizer.encode(request.text);
@@ -68,8 +70,10 @@ std::vector<BenchRequest> sharegpt_requests(const BenchData& data, const Tokeniz
                       request.prompt_len + request.output_len <= max_len;
     if (fits) all.push_back(std::move(request));
   }
-  check(!all.empty(), "{}: no conversation of two turns fits into {} tokens", data.dataset_path,
-        max_len);
+  check(any, "{}: no item has 'conversations' (or 'messages') of two turns: not a ShareGPT file",
+        data.dataset_path);
+  check(!all.empty(), "{}: no conversation has turns of 4 tokens that fit into {}",
+        data.dataset_path, max_len);
   std::mt19937_64 random(data.seed);
   std::ranges::shuffle(all, random);
   std::vector<BenchRequest> out;

@@ -2,6 +2,7 @@
 // thread with a connection of its own, so that no single event loop delays the times.
 #include <algorithm>
 #include <atomic>
+#include <charconv>
 #include <chrono>
 #include <cmath>
 #include <condition_variable>
@@ -77,7 +78,7 @@ struct BenchServeOptions {
   BenchData data;
   std::string base_url, host = "127.0.0.1", endpoint = "/v1/completions", served_model_name,
                         api_key;
-  std::string request_rate = "inf", percentiles = "99", metrics = "ttft,tpot,itl", result_file;
+  std::string request_rate = "inf", percentiles = "99", metrics = "ttft,tpot,itl,e2el", result_file;
   int64_t port = 8888, max_concurrency = 0, num_warmups = 1;
   double temperature = 0, burstiness = 1;
   bool ignore_eos = true, token_ids = true, quiet = false;
@@ -91,6 +92,7 @@ struct BenchServeOptions {
     parser.add("served_model_name", &served_model_name,
                "Name to ask for; empty: the first of /v1/models.");
     parser.add("api_key", &api_key, "Bearer token.");
+    parser.ignored("backend", "every OpenAI-compatible server is measured alike");
     parser.group("Load");
     parser.add("dataset_name", &data.dataset, "Where prompts come from.", {"dataset"});
     parser.choices("dataset_name", {"random", "sharegpt"});
@@ -131,7 +133,9 @@ struct BenchServeOptions {
   }
 
   std::string url(const std::string& path) const {
-    return (base_url.empty() ? fmt::format("http://{}:{}", host, port) : base_url) + path;
+    std::string base = base_url.empty() ? fmt::format("http://{}:{}", host, port) : base_url;
+    while (base.ends_with('/')) base.pop_back();
+    return base + path;
   }
   HttpHeaders headers() const {
     HttpHeaders out{{"Content-Type", "application/json"}};
@@ -139,7 +143,8 @@ struct BenchServeOptions {
     return out;
   }
 
-  std::string first_model() const {
+  // The first of /v1/models.
+  Json first_model() const {
     HttpClient client;
     const ClientResponse answer = client.send({.url = url("/v1/models"), .headers = headers()});
     check(answer.status == 200, "{} answered {}: {}", url("/v1/models"), answer.status,
@@ -147,7 +152,7 @@ struct BenchServeOptions {
     const Json models = parse_json(answer.body, "/v1/models");
     check(models.contains("data") && !models["data"].empty(), "{} lists no model",
           url("/v1/models"));
-    return models["data"][0]["id"].get<std::string>();
+    return models["data"][0];
   }
 
   std::string request_body(const BenchRequest& request, const std::string& name) const {
@@ -203,7 +208,8 @@ struct BenchServeOptions {
     ClientRequest http{.method = "POST",
                        .url = url(endpoint),
                        .headers = headers(),
-                       .body = request_body(request, name)};
+                       .body = request_body(request, name),
+                       .repeatable = true};
     http.idle_timeout_s = 3600;
     int status = 0;
     http.on_head = [&](const ClientResponse& head) { status = head.status; };
@@ -306,15 +312,24 @@ struct BenchServeOptions {
     line("Median", s.median);
     const std::vector<std::string> wanted = split(metrics);
     if (std::ranges::find(wanted, key) == wanted.end()) return;
-    for (const std::string& p : split(percentiles)) {
-      double value = 0;
-      try {
-        value = std::stod(p);
-      } catch (const std::exception&) {
-        fail("--metric-percentiles: '{}' is not a number", p);
-      }
-      check(value >= 0 && value <= 100, "--metric-percentiles: {} is not between 0 and 100", p);
-      line("P" + p, s.percentile(value));
+    for (const std::string& p : split(percentiles))
+      line("P" + p, s.percentile(parse_percentile(p)));
+  }
+
+  static double parse_percentile(const std::string& text) {
+    double value = -1;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    check(error == std::errc() && end == text.data() + text.size() && value >= 0 && value <= 100,
+          "--metric-percentiles: '{}' is not a number between 0 and 100", text);
+    return value;
+  }
+
+  // What would otherwise be noticed after the load.
+  void check_report_options() const {
+    for (const std::string& p : split(percentiles)) parse_percentile(p);
+    for (const std::string& metric : split(metrics)) {
+      check(metric == "ttft" || metric == "tpot" || metric == "itl" || metric == "e2el",
+            "--percentile-metrics: '{}' is not one of ttft, tpot, itl, e2el", metric);
     }
   }
 
@@ -397,11 +412,18 @@ struct BenchServeOptions {
     check(max_concurrency >= 0 && num_warmups >= 0,
           "--max-concurrency and --num-warmups must not be negative");
     check(burstiness > 0, "--burstiness must be positive, got {}", burstiness);
-    const std::string name = served_model_name.empty() ? first_model() : served_model_name;
+    check_report_options();
+    std::string name = served_model_name;
+    int64_t max_len = int64_t{1} << 40;
+    if (name.empty()) {
+      const Json server_model = first_model();
+      name = json_get<std::string>(server_model, "id", "");
+      max_len = json_get<int64_t>(server_model, "max_model_len", max_len);
+    }
     const auto tokenizer = model.load_tokenizer_for(model.resolve_path());
     data.seed = static_cast<uint64_t>(model.seed);
     const auto requests =
-        make_bench_requests(data, tokenizer.get(), tokenizer->vocab_size(), int64_t{1} << 40);
+        make_bench_requests(data, tokenizer.get(), tokenizer->vocab_size(), max_len);
     HttpClient client;
     for (int64_t i = 0; i < num_warmups; ++i) {
       const Outcome warm = send(client, requests[0], name);

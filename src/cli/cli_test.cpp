@@ -38,13 +38,13 @@ TEST(Bench, SummaryOfKnownValues) {
 }
 
 TEST(Cli, FlagsOfTheProductPageAreAccepted) {
-  // `reft serve` as the product page prints it, without running it: an unknown flag would be named
-  // first.
+  // `reft serve` as the product page prints it (and flags of vLLM's users), without running it: an
+  // unknown flag would be named first.
   for (const Command& command : all_commands()) {
     if (std::string(command.name) != "serve") continue;
     try {
-      command.run({"--served_model_name", "Qwen3-4B", "--chat_template", "qwen3", "--model",
-                   "/nowhere/Qwen3-4B"});
+      command.run({"--served_model_name", "Qwen3-4B", "--chat_template", "qwen3", "-tp", "1",
+                   "--disable-uvicorn-access-log", "--model", "/nowhere/Qwen3-4B"});
       FAIL() << "a model that does not exist was served";
     } catch (const Error& e) {
       EXPECT_NE(std::string(e.what()).find("/nowhere/Qwen3-4B"), std::string::npos) << e.what();

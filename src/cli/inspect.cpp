@@ -19,7 +19,7 @@ std::string bytes_text(double bytes) {
 struct InspectOptions {
   static constexpr const char* kName = "inspect";
   static constexpr const char* kSummary =
-      "show a model's architecture, parameters and memory plan, or the ops per device";
+      "show a model's architecture, parameters and memory plan, and the ops per device";
   static constexpr const char* kDescription = "";
 
   ModelFlags model;
@@ -38,16 +38,16 @@ struct InspectOptions {
     parser.example("reft inspect --model Qwen/Qwen3-4B --max-model-len 32k", "What a model needs:");
   }
 
-  void print_ops() const {
-    if (json) {
-      Json out = Json::object();
-      for (const KernelSlot* slot : all_kernel_slots()) {
-        out[slot->name()] = {{"cpu", slot->has(DeviceType::kCpu)},
-                             {"cuda", slot->has(DeviceType::kCuda)}};
-      }
-      std::printf("%s\n", out.dump(2).c_str());
-      return;
+  static Json ops_json() {
+    Json out = Json::object();
+    for (const KernelSlot* slot : all_kernel_slots()) {
+      out[slot->name()] = {{"cpu", slot->has(DeviceType::kCpu)},
+                           {"cuda", slot->has(DeviceType::kCuda)}};
     }
+    return out;
+  }
+
+  static void print_ops() {
     std::printf("%-28s %-5s %-5s\n", "op", "cpu", "cuda");
     for (const KernelSlot* slot : all_kernel_slots()) {
       std::printf("%-28s %-5s %-5s\n", slot->name(), slot->has(DeviceType::kCpu) ? "yes" : "-",
@@ -57,7 +57,11 @@ struct InspectOptions {
 
   int execute(const ArgParser&) {
     if (ops) {
-      print_ops();
+      if (json) {
+        std::printf("%s\n", ops_json().dump(2).c_str());
+      } else {
+        print_ops();
+      }
       return 0;
     }
     set_log_level(LogLevel::kWarning);
@@ -88,6 +92,12 @@ struct InspectOptions {
                 {"tokenizer_vocab_size", serving.tokenizer ? serving.tokenizer->vocab_size() : 0},
                 {"chat_template", serving.chat_template != nullptr}};
     if (json) {
+      out["ops"] = ops_json();
+      if (parameters) {
+        serving.loaded.model->visit([&](const std::string& name, Parameter& parameter) {
+          out["parameter_shapes"][name] = parameter.shape.str();
+        });
+      }
       std::printf("%s\n", out.dump(2).c_str());
     } else {
       for (const auto& [key, value] : out.items()) {
@@ -96,8 +106,10 @@ struct InspectOptions {
           text += "  (" + bytes_text(value.get<double>()) + ")";
         std::printf("%-26s %s\n", key.c_str(), text.c_str());
       }
+      std::printf("\n");
+      print_ops();
     }
-    if (parameters) {
+    if (parameters && !json) {
       serving.loaded.model->visit([](const std::string& name, Parameter& parameter) {
         std::printf("%-60s %s%s\n", name.c_str(), parameter.shape.str().c_str(),
                     parameter.optional ? " optional" : "");

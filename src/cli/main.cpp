@@ -1,3 +1,6 @@
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <cstdio>
 #include <exception>
 
@@ -65,11 +68,19 @@ int run(std::vector<std::string> args) {
   return command.run(args);
 }
 
+// Opens what the caller closed of the descriptors 0 to 2: no socket may become the log's.
+void fill_standard_streams() {
+  int fd = 0;
+  while (fd >= 0 && fd <= STDERR_FILENO) fd = ::open("/dev/null", O_RDWR);
+  if (fd > STDERR_FILENO) ::close(fd);
+}
+
 }  // namespace
 }  // namespace reft
 
 int main(int argc, char** argv) {
   try {
+    reft::fill_standard_streams();
     return reft::run(std::vector<std::string>(argv + 1, argv + argc));
   } catch (const std::exception& e) {
     std::fprintf(stderr, "reft: %s\n", e.what());

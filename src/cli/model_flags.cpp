@@ -65,6 +65,11 @@ std::string short_model_name(const std::string& path) {
   return stem;
 }
 
+const Tokenizer& ServingModel::require_tokenizer() const {
+  check(tokenizer != nullptr, "{} has no tokenizer: choose one with --tokenizer", path);
+  return *tokenizer;
+}
+
 void ModelFlags::declare_model(ArgParser& parser, bool positional) {
   if (positional) parser.positional("MODEL", &model, "The same as --model.");
   parser.group("Model");
@@ -75,6 +80,8 @@ void ModelFlags::declare_model(ArgParser& parser, bool positional) {
              {"model_path", "m"});
   parser.add("tokenizer", &tokenizer,
              "A folder or file to take the tokenizer from instead of the model's.");
+  parser.add("skip_tokenizer_init", &skip_tokenizer_init,
+             "Load no tokenizer: prompts and answers are token ids.");
   parser.add("revision", &revision, "Branch, tag or commit on the hub.");
   parser.add("hf_token", &hf_token, "Token for gated models; HF_TOKEN is read too.");
   parser.add("download_dir", &download_dir,
@@ -129,7 +136,11 @@ void ModelFlags::declare_engine(ArgParser& parser) {
   parser.add("max_queued_requests", &engine.max_queued_requests,
              "Waiting requests beyond which new ones get a 503; 0: no limit.");
   parser.ignored("swap_space", "preempted requests are recomputed");
-  parser.ignored("tensor_parallel_size", "one CPU process serves the model");
+  for (const char* flag :
+       {"tensor_parallel_size", "tp", "pipeline_parallel_size", "pp", "data_parallel_size", "dp"}) {
+    parser.ignored(flag, "one process with one device serves the model");
+  }
+  parser.ignored("async_scheduling", "scheduling always overlaps with the compute", false);
   parser.ignored("max_seq_len_to_capture", "every length is captured");
 }
 
@@ -186,10 +197,12 @@ ServingModel ModelFlags::load() const {
   options.max_model_len = engine.max_model_len;
   options.quiet = quiet;
   out.loaded = load_model(out.path, options);
-  if (!tokenizer.empty() || comes_with_tokenizer(out.path))
+  const bool skip = skip_tokenizer_init || (tokenizer.empty() && !comes_with_tokenizer(out.path));
+  if (!skip) {
     out.tokenizer = load_tokenizer_for(out.path);
-  else
+  } else if (!skip_tokenizer_init) {
     log_warning("Serve", "'{}' has no tokenizer: prompts must be token ids", out.path);
+  }
   std::string source;
   if (!chat_template.empty()) {
     source = resolve_chat_template(chat_template);

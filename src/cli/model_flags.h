@@ -16,11 +16,11 @@ namespace reft {
 struct ServingModel {
   std::string path;  // of the weights: a folder or a .gguf file
   LoadedModel loaded;
-  std::shared_ptr<const Tokenizer> tokenizer;  // null: the weights came alone
+  std::shared_ptr<const Tokenizer> tokenizer;  // null: none, prompts are token ids
   std::shared_ptr<const ChatTemplate>
       chat_template;  // null: the model has none, and none was chosen
 
-  // Throws Error that names the path where there is none.
+  // For commands that take text. Throws Error when there is none.
   const Tokenizer& require_tokenizer() const;
 };
 
@@ -34,6 +34,7 @@ struct ModelFlags {
   std::string device = "auto";
   std::string load_format = "auto";
   std::string chat_template;
+  bool skip_tokenizer_init = false;
   int64_t threads = 0;
   int64_t seed = 0;
   bool quiet = false;

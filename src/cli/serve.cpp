@@ -1,5 +1,6 @@
 // reft serve: the OpenAI-compatible server.
 #include <chrono>
+#include <csignal>
 #include <cstdlib>
 
 #include "base/log.h"
@@ -76,8 +77,11 @@ struct ServeOptions {
     parser.add("access_log", &server.log_access, "Log a line per HTTP request.");
     parser.ignored("disable_log_requests", "requests are not logged unless --enable-log-requests",
                    false);
+    parser.ignored("disable_uvicorn_access_log", "requests are not logged unless --access-log",
+                   false);
     parser.ignored("disable_log_stats", "throughput is only logged while there is any", false);
     parser.ignored("max_log_len", "prompts are never logged");
+    parser.ignored("disable_frontend_multiprocessing", "there is one process", false);
     parser.example("reft serve",
                    "The default model on port 8888; open http://127.0.0.1:8888/ui.html");
     parser.example(
@@ -89,6 +93,8 @@ struct ServeOptions {
 
   int execute(const ArgParser& parser) {
     const auto start = std::chrono::steady_clock::now();
+    // Whoever reads the output may leave ("reft serve 2>&1 | head"): no reason to stop serving.
+    std::signal(SIGPIPE, SIG_IGN);
     set_log_level(parse_log_level(log_level));
     for (const std::string& flag : parser.ignored_flags()) log_warning("Serve", "Ignored {}", flag);
     check(port >= 0 && port <= 65535, "--port must be between 0 and 65535, got {}", port);

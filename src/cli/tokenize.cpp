@@ -1,14 +1,32 @@
 // reft tokenize: text to ids and back, offline.
+#include <charconv>
 #include <cstdio>
 #include <iostream>
 #include <iterator>
 
+#include "base/check.h"
 #include "base/json.h"
 #include "cli/command.h"
 #include "cli/model_flags.h"
 
 namespace reft {
 namespace {
+
+// "1 2 3", "1, 2, 3" or "[1, 2, 3]".
+std::vector<int32_t> parse_ids(const std::string& text, int64_t vocab_size) {
+  constexpr const char* kSeparators = " ,[]\t\r\n";
+  std::vector<int32_t> ids;
+  for (size_t at = 0; (at = text.find_first_not_of(kSeparators, at)) != std::string::npos;) {
+    const std::string word = text.substr(at, text.find_first_of(kSeparators, at) - at);
+    int32_t id = -1;
+    const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), id);
+    check(error == std::errc() && end == word.data() + word.size() && id >= 0 && id < vocab_size,
+          "--decode: '{}' is not a token id between 0 and {}", word, vocab_size - 1);
+    ids.push_back(id);
+    at += word.size();
+  }
+  return ids;
+}
 
 struct TokenizeOptions {
   static constexpr const char* kName = "tokenize";
@@ -43,14 +61,8 @@ struct TokenizeOptions {
     for (const std::string& word : words) text += (text.empty() ? "" : " ") + word;
     if (words.empty()) text.assign(std::istreambuf_iterator<char>(std::cin), {});
     if (decode) {
-      std::vector<int32_t> ids;
-      size_t at = 0;
-      while ((at = text.find_first_of("0123456789", at)) != std::string::npos) {
-        size_t used = 0;
-        ids.push_back(std::stoi(text.substr(at, 10), &used));
-        at += used;
-      }
-      std::printf("%s\n", tokenizer->decode(ids, false).c_str());
+      std::printf("%s\n",
+                  tokenizer->decode(parse_ids(text, tokenizer->vocab_size()), false).c_str());
       return 0;
     }
     const auto ids = tokenizer->encode(text, {add_special_tokens, parse_special});

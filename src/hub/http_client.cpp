@@ -338,8 +338,9 @@ ClientResponse HttpClient::send(const ClientRequest& original) {
       exchange->run(*socket, text);
     } catch (const HttpError&) {
       // The server may close an idle connection at the moment that we use it.
-      const bool safe = request.method == "GET" || request.method == "HEAD";
-      if (!reused || !safe || exchange->got_bytes || Clock::now() >= deadline) throw;
+      const bool repeatable =
+          request.repeatable || request.method == "GET" || request.method == "HEAD";
+      if (!reused || !repeatable || exchange->got_bytes || Clock::now() >= deadline) throw;
       exchange = std::make_unique<Exchange>(request, url, buffer_, deadline);
       socket = connect(url, request, deadline);
       exchange->run(*socket, text);

@@ -41,6 +41,9 @@ struct ClientRequest {
   std::string url;
   HttpHeaders headers;  // Host, Content-Length, User-Agent and Accept-Encoding are filled in
   std::string body;
+  // Asking twice does no harm, as with GET and HEAD: the request is sent once more when a server
+  // closes a kept connection instead of answering (RFC 9112 section 9.3.1).
+  bool repeatable = false;
   Redirects redirects = Redirects::kAll;
   int max_redirects = 5;
   // Called once with the answer's status and headers, before its body; not for redirects that are

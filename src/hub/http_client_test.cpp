@@ -115,6 +115,34 @@ TEST(HttpClient, KeepsConnectionsAlive) {
   EXPECT_EQ(closing.num_connections(), 5);
 }
 
+TEST(HttpClient, RepeatsARequestThatAKeptConnectionLost) {
+  // Promises to keep the connection, then closes it when the second request has arrived.
+  std::atomic<int> answered = 0, dropped = 0;
+  TestServer server([&](const Request&, Socket& socket) {
+    const bool is_first_of_connection = answered == dropped;
+    ++(is_first_of_connection ? answered : dropped);
+    if (is_first_of_connection) TestServer::send(socket, answer("x"));
+    return is_first_of_connection;
+  });
+  HttpClient client;
+  ClientRequest request;
+  request.url = server.address();
+  request.method = "POST";
+  EXPECT_EQ(client.send(request).body, "x");
+  EXPECT_THAT(error_of([&] { client.send(request); }), HasSubstr("closed the connection"));
+  request.repeatable = true;
+  for (int i = 1; i <= 3; ++i) {
+    EXPECT_EQ(client.send(request).body, "x");
+    EXPECT_EQ(answered, i + 1);
+    EXPECT_EQ(dropped, i);
+  }
+  // A fresh connection that is dropped is an error: asking for ever would hide a broken server.
+  TestServer closing([](const Request&, Socket&) { return false; });
+  request.url = closing.address();
+  EXPECT_THAT(error_of([&] { client.send(request); }), HasSubstr("closed the connection"));
+  EXPECT_EQ(closing.num_connections(), 1);
+}
+
 TEST(HttpClient, HandsOnPiecesAsTheyCome) {
   std::counting_semaphore<> handed_on(0);
   std::atomic<int> waited_in_vain = 0;

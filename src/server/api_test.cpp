@@ -36,7 +36,7 @@ TEST(Api, ChatAnswer) {
   EXPECT_TRUE(body["id"].get<std::string>().starts_with("chatcmpl-"));
   EXPECT_EQ(body["object"], "chat.completion");
   EXPECT_GT(body["created"].get<int64_t>(), 1'700'000'000);
-  EXPECT_EQ(body["model"], "alias");
+  EXPECT_EQ(body["model"], "fake") << "the first name, whichever was asked for";
   EXPECT_TRUE(body["system_fingerprint"].get<std::string>().starts_with("fp_"));
   ASSERT_EQ(body["choices"].size(), 1u);
   const Json& choice = body["choices"][0];
@@ -203,13 +203,14 @@ TEST(Api, PromptLogprobsAndTokenIds) {
                         .post("/v1/completions", {{"prompt", "abc"},
                                                   {"max_tokens", 2},
                                                   {"prompt_logprobs", 1},
+                                                  {"return_tokens_as_token_ids", true},
                                                   {"return_token_ids", true}})
                         .json();
   const Json& choice = body["choices"][0];
   ASSERT_EQ(choice["prompt_logprobs"].size(), 3u);
   EXPECT_TRUE(choice["prompt_logprobs"][0].is_null());
   const Json& entry = choice["prompt_logprobs"][1]["98"];
-  EXPECT_EQ(entry["decoded_token"], "b");
+  EXPECT_EQ(entry["decoded_token"], "b") << "text, whatever the logprobs of the answer name";
   EXPECT_GE(entry["rank"].get<int>(), 1);
   EXPECT_EQ(choice["prompt_token_ids"], Json::array({97, 98, 99}));
   EXPECT_EQ(choice["token_ids"].size(), 2u);
@@ -462,6 +463,14 @@ TEST(Api, CachedTokensAndSalt) {
   EXPECT_GT(cached(nullptr), 0);
   EXPECT_EQ(cached("tenant"), 0);
   EXPECT_GT(cached("tenant"), 0);
+  // 1024 characters, however many bytes they have.
+  std::string salt;
+  for (int i = 0; i < 1024; ++i) salt += "é";
+  EXPECT_EQ(cached(salt.c_str()), 0);
+  const Reply reply = server.post("/v1/completions",
+                                  {{"prompt", "x"}, {"max_tokens", 1}, {"cache_salt", salt + "é"}});
+  EXPECT_EQ(reply.status, 400);
+  EXPECT_EQ(reply.error("param"), "cache_salt");
 }
 
 TEST(Api, AnEngineFailureIsA500AndTheNextRequestWorks) {

@@ -76,6 +76,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void watch();
   void on_readable(error_code ec);
   void enter_idle();
+  bool request_begins();
   void read_head();
   void on_head(error_code ec);
   void on_head_complete();
@@ -207,6 +208,14 @@ class ConnectionExchange final : public Exchange,
     connection_->end_stream();
   }
 
+  // The server gives up: the client gets `response`, as the last event of a stream when one was
+  // begun, and the handler is told as if the client had left. On the strand.
+  void give_up(const HttpResponse& response) {
+    if (ended_) return connection_->on_client_gone();  // an answer that nobody fetches
+    connection_->send(response);
+    set_gone();
+  }
+
   // The client left: on the strand.
   void set_gone() {
     std::function<void()> f;
@@ -264,7 +273,12 @@ void Connection::close_if_idle() {
 void Connection::drain() { close_if_idle(); }
 
 void Connection::abort() {
-  asio::post(socket_.get_executor(), [self = shared_from_this()] { self->on_client_gone(); });
+  asio::post(socket_.get_executor(), [self = shared_from_this()] {
+    const auto exchange = self->exchange_.lock();
+    if (exchange == nullptr || self->state_ != State::kAnswering) return self->on_client_gone();
+    self->keep_alive_ = false;
+    exchange->give_up(error_response(503, "the server is shutting down", "", "shutting_down"));
+  });
 }
 
 // --- reading ---
@@ -282,15 +296,13 @@ void Connection::on_readable(error_code ec) {
   const bool idle = state_ == State::kIdle;
   if ((!idle && state_ != State::kAnswering) || ec == asio::error::operation_aborted) return;
   // The wait may end for bytes that were read long ago (epoll reports edges), so only a read tells.
-  size_t bytes = 0;
   if (!ec) {
-    bytes = socket_.read_some(buffer_.prepare(4096), ec);
-    buffer_.commit(bytes);
+    buffer_.commit(socket_.read_some(buffer_.prepare(4096), ec));
     if (ec == asio::error::would_block || ec == asio::error::try_again) ec = {};
   }
   if (idle) {
     if (ec) return close();
-    return bytes > 0 ? read_head() : watch();
+    return request_begins() ? read_head() : watch();
   }
   // Bytes while an answer is made are the next request; the end of the stream means that the client
   // left.
@@ -301,11 +313,20 @@ void Connection::on_readable(error_code ec) {
 void Connection::enter_idle() {
   if (pool_.draining()) return close();
   state_ = State::kIdle;
-  if (buffer_.size() > 0) return read_head();
+  if (request_begins()) return read_head();
   buffer_.shrink_to_fit();
   pool_.set_idle(this, true);
   set_deadline(Clock::now() + seconds(options_.keep_alive_seconds));
   watch();
+}
+
+// Empty lines before a request are skipped: some clients end their bodies with one (RFC 9112
+// section 2.2).
+bool Connection::request_begins() {
+  const auto is_line_end = [](char c) { return c == '\r' || c == '\n'; };
+  const std::string_view text(static_cast<const char*>(buffer_.data().data()), buffer_.size());
+  buffer_.consume(static_cast<size_t>(std::ranges::find_if_not(text, is_line_end) - text.begin()));
+  return buffer_.size() > 0;
 }
 
 void Connection::read_head() {

@@ -48,7 +48,8 @@ class ConnectionPool {
   // Idle connections close, busy ones close after their answer, new requests get 503.
   void drain();
   bool draining() const;
-  // Closes everything. Exchanges are told that their client left.
+  // Closes everything: unfinished answers become a 503 or the error event of their stream, and
+  // their exchanges are told that the client left.
   void abort();
   size_t size() const;
   size_t num_idle() const;

@@ -69,6 +69,16 @@ TEST(Http, KeepsTheConnectionOpenAndTakesPipelinedRequests) {
   }
 }
 
+TEST(Http, SkipsEmptyLinesBeforeARequest) {
+  TestServer server(writes("abc"));
+  Client client(server.port());
+  ASSERT_TRUE(client.send("\r\n"));  // alone, so that the connection stays idle
+  for (int i = 0; i < 3; ++i) {
+    ASSERT_TRUE(client.send(post_text("/v1/completions", long_request(1)) + "\r\n"));
+    EXPECT_EQ(client.read_reply().status, 200);
+  }
+}
+
 TEST(Http, Http10AndConnectionClose) {
   TestServer server(writes("abc"));
   Client old(server.port());
@@ -532,13 +542,20 @@ TEST(Http, ShutdownAbortsAfterTheTimeout) {
   ServerOptions options;
   options.shutdown_timeout_seconds = 0.2;
   TestServer server(writes("abc", 5), options);
-  Client streaming(server.port());
+  Client streaming(server.port()), waiting(server.port());
   streaming.send(post_text("/v1/completions", stream_request(4000)));
+  waiting.send(post_text("/v1/completions", long_request(4000)));
   ASSERT_TRUE(streaming.wait_for("data: "));
+  ASSERT_TRUE(server.becomes_busy(2));
   server.drain();
+  const auto events = fake::stream_events(streaming.read_reply().body);
+  EXPECT_EQ(events.back()["error"]["code"], "shutting_down");
+  const Reply refused = waiting.read_reply();
+  EXPECT_EQ(refused.status, 503);
+  EXPECT_EQ(refused.json()["error"]["code"], "shutting_down");
   server.join();
   EXPECT_TRUE(fake::becomes_true([&] {
-    return server.engine().stats().finished[static_cast<size_t>(FinishReason::kAbort)] == 1;
+    return server.engine().stats().finished[static_cast<size_t>(FinishReason::kAbort)] == 2;
   }));
 }
 

@@ -13,10 +13,6 @@ float printable(float logprob) {
   return std::isnan(logprob) ? -9999.0f : std::max(logprob, -9999.0f);
 }
 
-int64_t count_code_points(std::string_view text) {
-  return std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; });
-}
-
 }  // namespace
 
 std::vector<TokenLogprob> top_alternatives(const TokenLogprobs& token, int num_top) {
@@ -90,7 +86,11 @@ void LogprobWriter::append_prompt(std::string& out,
       out += fmt::format("\"{}\":{{\"logprob\":", entry.token);
       append_json_float(out, printable(entry.logprob));
       out += fmt::format(R"(,"rank":{},"decoded_token":)", entry.rank);
-      append_json_string(out, label(entry.token));
+      if (tokenizer_ == nullptr) {
+        out += "null";
+      } else {
+        append_json_string(out, to_valid_utf8(tokenizer_->token_bytes(entry.token)));
+      }
       out += '}';
     }
     out += '}';

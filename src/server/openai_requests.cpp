@@ -122,9 +122,10 @@ void parse_prompts(const Fields& fields, const RequestContext& context, Completi
   };
   const auto add_ids = [&](const Json& ids, const std::string& param) {
     out.prompts.push_back(token_ids(ids, param, context.vocab_size));
-    if (out.wants_echo) {
-      out.echo.push_back(context.require_tokenizer().decode(out.prompts.back(), false));
-    }
+    if (!out.wants_echo) return;
+    // Without a tokenizer there is no text, but the log probabilities are still of use.
+    out.echo.push_back(context.tokenizer ? context.tokenizer->decode(out.prompts.back(), false)
+                                         : std::string());
   };
   if (prompt->is_string()) {
     add_text(prompt->get_ref<const std::string&>());

@@ -40,7 +40,8 @@ struct RequestContext {
   bool return_tokens_as_token_ids = false;
   std::string response_role = "assistant";
 
-  // The name to answer with. Throws RequestError 404 for a name that is not served.
+  // The name to answer with, the first of model_names (as vLLM), for each of them, for none and for
+  // an empty one. Throws RequestError 404 for a name that is not served.
   std::string resolve_model(const std::optional<std::string>& name) const;
   // The tokenizer; throws RequestError 400 when there is none.
   const Tokenizer& require_tokenizer() const;

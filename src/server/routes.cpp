@@ -113,7 +113,8 @@ void handle_models(ServeContext& context, const std::shared_ptr<Exchange>& excha
 void handle_model(ServeContext& context, const std::shared_ptr<Exchange>& exchange) {
   constexpr std::string_view kPrefix = "/v1/models/";
   const std::string name = exchange->request().path.substr(kPrefix.size());
-  answer(exchange, model_object(context, context.request.resolve_model(name)));
+  context.request.resolve_model(name);
+  answer(exchange, model_object(context, name));
 }
 
 void handle_health(ServeContext& context, const std::shared_ptr<Exchange>& exchange) {

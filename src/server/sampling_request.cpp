@@ -4,6 +4,7 @@
 #include <charconv>
 #include <cmath>
 
+#include "base/json_text.h"
 #include "base/log.h"
 
 namespace reft {
@@ -144,8 +145,10 @@ void parse_limits(const Fields& fields, const RequestContext& context, SamplingP
 }  // namespace
 
 std::string RequestContext::resolve_model(const std::optional<std::string>& name) const {
-  if (!name) return model_names.front();
-  if (std::find(model_names.begin(), model_names.end(), *name) != model_names.end()) return *name;
+  const bool is_served =
+      !name || name->empty() ||
+      std::find(model_names.begin(), model_names.end(), *name) != model_names.end();
+  if (is_served) return model_names.front();
   throw RequestError(fmt::format("the model '{}' does not exist", name->substr(0, 200)), "model",
                      404, "model_not_found");
 }
@@ -225,12 +228,15 @@ GenerationFields parse_generation_fields(const Fields& fields, const RequestCont
   out.request_id = fields.string("request_id").value_or("");
   if (out.request_id.size() > 256) fields.refuse("request_id", "is longer than 256 bytes");
   if (const auto salt = fields.string("cache_salt")) {
-    if (salt->empty() || salt->size() > 4096) {
+    if (salt->empty() || count_code_points(*salt) > 1024) {
       fields.refuse("cache_salt", "must have between 1 and 1024 characters");
     }
     out.cache_salt = *salt;
   }
   out.truncate_prompt_tokens = fields.integer("truncate_prompt_tokens", -1, context.max_model_len);
+  if (out.truncate_prompt_tokens == 0) {
+    fields.refuse("truncate_prompt_tokens", "must be -1 or at least 1: 0 leaves no prompt");
+  }
   return out;
 }
 
@@ -248,8 +254,8 @@ void fit_prompt(std::vector<int32_t>& prompt, GenerationFields& request,
   const auto length = static_cast<int64_t>(prompt.size());
   if (length >= context.max_model_len) {
     throw RequestError(
-        fmt::format("this model's maximum context length is {} tokens, but '{}' has {} tokens "
-                    "and at least one is needed for the answer",
+        fmt::format("This model's maximum context length is {} tokens. However, '{}' has {} tokens "
+                    "and at least one is needed for the answer: please shorten it",
                     context.max_model_len, prompt_field, length),
         prompt_field, 400, "context_length_exceeded");
   }

@@ -219,7 +219,7 @@ void Server::State::accept() {
 void Server::State::wait_signal() {
   signals.async_wait([this](error_code ec, int number) {
     if (ec) return;
-    log_info("Serve", "{} received: shutting down{}", number == SIGINT ? "SIGINT" : "SIGTERM",
+    log_info("Serve", "SIG{} received: shutting down{}", ::sigabbrev_np(number),
              stop_calls > 0 ? " now" : "");
     ++stop_calls;
     asio::post(acceptor.get_executor(), [this] { on_stop(); });
@@ -284,6 +284,8 @@ void Server::run() {
   if (state.context.options.handle_signals) {
     state.signals.add(SIGINT);
     state.signals.add(SIGTERM);
+    // nohup has it ignored: then the terminal may close.
+    if (std::signal(SIGHUP, SIG_IGN) != SIG_IGN) state.signals.add(SIGHUP);
     state.wait_signal();
   }
   state.accept();

@@ -53,10 +53,11 @@ struct ServerOptions {
   int64_t max_stream_buffer_bytes =
       4 << 20;  // unsent bytes of a slow reader, beyond which it is aborted
   double shutdown_timeout_seconds =
-      30;                      // how long running requests may go on after SIGTERM or stop()
-  int64_t max_n = 1024;        // outputs of one request (n, best_of)
-  int64_t max_logprobs = 20;   // alternatives per token; −1: the vocabulary
-  bool handle_signals = true;  // SIGTERM, SIGINT: drain and stop; a second one: now
+      30;                     // how long running requests may go on after SIGTERM or stop()
+  int64_t max_n = 1024;       // outputs of one request (n, best_of)
+  int64_t max_logprobs = 20;  // alternatives per token; −1: the vocabulary
+  bool handle_signals =
+      true;  // SIGTERM, SIGINT, SIGHUP (unless ignored): drain and stop; a second one: now
 
   // The model's names; the first is the one in responses. Empty: "default".
   std::vector<std::string> served_model_names;
@@ -95,8 +96,8 @@ class Server {
 
   // Serves until stop() or a signal, and returns after the running requests ended or were aborted.
   void run();
-  // Begins the shutdown: no new connections, running requests get shutdown_timeout_seconds. A
-  // second call aborts them.
+  // Begins the shutdown: no new connections, running requests get shutdown_timeout_seconds. Then,
+  // or at a second call, they are aborted with a 503 or an error event.
   void stop();
   // The port that is listened on; 0 with a Unix socket.
   int port() const;

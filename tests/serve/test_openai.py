@@ -234,6 +234,7 @@ def test_too_long_a_prompt(client, model, max_model_len):
     with pytest.raises(openai.BadRequestError) as e:
         complete(client, model, prompt="hello " * (max_model_len + 10))
     assert e.value.code == "context_length_exceeded"
+    assert f"maximum context length is {max_model_len} tokens" in e.value.message
     with pytest.raises(openai.BadRequestError) as e:
         complete(client, model, max_tokens=max_model_len)
     assert e.value.param == "max_tokens"
