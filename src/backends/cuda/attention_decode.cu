@@ -126,26 +126,22 @@ class HeadRows {
   static constexpr int kRounds = (kMaxGroup + 2 + kAtOnce - 1) / kAtOnce;
 
  public:
-  // Loads what does not depend on qkv.
+  // Loads what does not depend on qkv, and uses none of it: other loads may follow at once.
   __device__ __forceinline__ HeadRows(const RopeInputs& r, int position)
       : slot_(static_cast<int>(threadIdx.x) / kLanes),
         chunk_(static_cast<int>(threadIdx.x) % kLanes),
         has_q_norm_(r.q_weight != nullptr),
         has_k_norm_(r.k_weight != nullptr) {
-    const int half = r.rotary_dim / 2;
     const float* table = r.cos_sin + int64_t{position} * r.rotary_dim;
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
       const int d = (inside() ? chunk_ : 0) * 8 + j;
-      q_weight_[j] = has_q_norm_ ? r.weight_offset + r.q_weight[d] : 1.0f;
-      k_weight_[j] = has_k_norm_ ? r.weight_offset + r.k_weight[d] : 1.0f;
-      cosine_[j] = 1.0f;
-      sine_[j] = 0.0f;
+      if (has_q_norm_) q_weight_[j] = r.q_weight[d];
+      if (has_k_norm_) k_weight_[j] = r.k_weight[d];
       if (d >= r.rotary_dim) continue;
-      const bool second = r.interleaved ? d % 2 == 1 : d >= half;
-      const int frequency = r.interleaved ? d / 2 : second ? d - half : d;
+      const int frequency = r.interleaved ? d / 2 : is_second(d, r) ? d - r.rotary_dim / 2 : d;
       cosine_[j] = table[frequency];
-      sine_[j] = second ? table[half + frequency] : -table[half + frequency];
+      sine_[j] = table[r.rotary_dim / 2 + frequency];
     }
   }
 
@@ -189,6 +185,11 @@ class HeadRows {
  private:
   __device__ __forceinline__ bool inside() const { return chunk_ < L::kChunks; }
 
+  // Whether dimension d is the second of its pair.
+  __device__ static __forceinline__ bool is_second(int d, const RopeInputs& r) {
+    return r.interleaved ? d % 2 == 1 : d >= r.rotary_dim / 2;
+  }
+
   __device__ __forceinline__ void store(T* head, const Vector8<T>& x) const {
     *reinterpret_cast<Vector8<T>*>(head + chunk_ * 8) = x;
   }
@@ -209,7 +210,8 @@ class HeadRows {
     if (is_q ? has_q_norm_ : has_k_norm_) {
       const float scale = rsqrtf(squares / kDim + r.eps);
 #pragma unroll
-      for (int j = 0; j < 8; ++j) x[j] *= scale * (is_q ? q_weight_[j] : k_weight_[j]);
+      for (int j = 0; j < 8; ++j)
+        x[j] *= scale * (r.weight_offset + (is_q ? q_weight_[j] : k_weight_[j]));
     }
     const auto at = [](int d) { return d + d / 8; };
     __syncwarp();
@@ -217,20 +219,23 @@ class HeadRows {
     for (int j = 0; j < 8; ++j) head[at(chunk_ * 8 + j)] = x[j];
     __syncwarp();
     Vector8<T> y;
-    const int half = r.rotary_dim / 2;
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
       const int d = chunk_ * 8 + j;
-      const int pair = r.interleaved ? d ^ 1 : d < half ? d + half : d - half;
-      const float other = d < r.rotary_dim ? head[at(pair)] : 0.0f;
-      y.v[j] = as<T>(x[j] * cosine_[j] + other * sine_[j]);
+      if (d < r.rotary_dim) {
+        const bool second = is_second(d, r);
+        const int apart = r.interleaved ? 1 : r.rotary_dim / 2;
+        const float other = head[at(second ? d - apart : d + apart)];
+        x[j] = x[j] * cosine_[j] + (second ? other : -other) * sine_[j];
+      }
+      y.v[j] = as<T>(x[j]);
     }
     return y;
   }
 
   int slot_, chunk_;
   bool has_q_norm_, has_k_norm_;
-  float q_weight_[8], k_weight_[8], cosine_[8], sine_[8];  // sines with the sign of the rotation
+  float q_weight_[8], k_weight_[8], cosine_[8], sine_[8];
 };
 
 // Blocks of a cluster wait for each other; what they wrote to shared memory before is visible.
@@ -364,6 +369,7 @@ __global__ void __launch_bounds__(kThreads, Layout<T, kDim>::kBlocksPerSm)
   const int rank = blockIdx.x, sequence = blockIdx.z;
   const int group = s.num_heads / s.num_kv_heads;
   const int context = s.context_len[sequence], slot = r.slots[sequence];
+  const int position = r.positions[sequence];
   const bool is_new = slot >= 0;  // else the newest key is in the cache already, or there is none
   const int old_begin =
       s.window > 0 && s.window < context ? context - static_cast<int>(s.window) : 0;
@@ -385,12 +391,12 @@ __global__ void __launch_bounds__(kThreads, Layout<T, kDim>::kBlocksPerSm)
   int entries[L::kStages];
 #pragma unroll
   for (int i = 0; i < L::kStages; ++i) entries[i] = stream.entry(i);
+  const HeadRows<T, kDim> heads(r, position);
 #pragma unroll
   for (int i = 0; i < L::kStages; ++i) stream.copy(i, entries[i]);
   int next_entry = stream.entry(L::kStages);
   for (int i = group * L::kStride / 8 + threadIdx.x; i < L::kQueries / 8; i += kThreads)
     reinterpret_cast<uint4*>(queries)[i] = make_uint4(0, 0, 0, 0);
-  const HeadRows<T, kDim> heads(r, r.positions[sequence]);
   const int64_t cache_offset =
       ((int64_t{slot / s.block_size} * s.num_kv_heads + blockIdx.y) * s.block_size +
        slot % s.block_size) *
@@ -406,7 +412,7 @@ __global__ void __launch_bounds__(kThreads, Layout<T, kDim>::kBlocksPerSm)
     state.out[d][0] = state.out[d][1] = state.out[d][2] = state.out[d][3] = 0.0f;
   state.maximum[0] = state.maximum[1] = -INFINITY;
   state.total[0] = state.total[1] = 0.0f;
-  const int64_t position[2] = {context - 1, context - 1};
+  const int64_t last[2] = {context - 1, context - 1};
   for (int i = 0; i < keys.num_steps; ++i) {
     cp_async_wait<L::kStages - 1>();
     __syncwarp();
@@ -419,7 +425,7 @@ __global__ void __launch_bounds__(kThreads, Layout<T, kDim>::kBlocksPerSm)
     }
     __syncwarp();
     attend_tile<T, kDim, kStepKeys / 8>(state, queries, k_tile, k_tile + L::kTile, s,
-                                        stream.first_key(i), position);
+                                        stream.first_key(i), last);
     __syncwarp();
     stream.copy(i + L::kStages, next_entry);
     next_entry = stream.entry(i + L::kStages + 1);
@@ -455,7 +461,8 @@ bool rope_attention_cuda(Tensor& out, const Tensor& qkv, const Tensor& positions
   if ((major != 9 && major != 10) ||  // clusters, and the shared memory
       qkv.dtype() == DType::kF32 || qkv.dtype() != kv.k.dtype() || batch.max_query_len != 1 ||
       qkv.size(0) != batch.context_len.size(0) || heads > kMaxGroup * kv.k.size(1) ||
-      !aligned_16(qkv.raw()) || qkv.stride(0) % 8 != 0) {
+      qkv.stride(0) % 8 != 0 || !aligned_16(qkv.raw()) || !aligned_16(kv.k.raw()) ||
+      !aligned_16(kv.v.raw())) {
     return false;
   }
   const auto optional = [](const Tensor& t) { return t.defined() ? ptr<float>(t) : nullptr; };
