@@ -66,23 +66,29 @@ class KeyStream {
         v_cache_(v_cache),
         table_(s.block_table + blockIdx.z * s.table_stride),
         kv_heads_(s.num_kv_heads),
-        block_size_(s.block_size),
+        block_size_(static_cast<unsigned>(s.block_size)),
         keys_(keys) {}
 
-  // Entry of the block table for the lane's key of the i-th step; −1 where there is none.
-  __device__ __forceinline__ int entry(int i) const {
+  // Where the lane's key of the i-th step lies.
+  struct Place {
+    int block;   // −1: not to be read
+    int offset;  // in the block
+  };
+  __device__ __forceinline__ Place place(int i) const {
     const int key = key_of(i);
-    return key >= keys_.old_begin && key < keys_.old_end ? table_[key / block_size_] : -1;
+    const int index = static_cast<int>(static_cast<unsigned>(key) / block_size_);
+    const bool wanted = key >= keys_.old_begin && key < keys_.old_end;
+    return {wanted ? table_[index] : -1, key - index * static_cast<int>(block_size_)};
   }
 
   // Queues the i-th step; one group of copies, empty after the last step. What is not to be seen
   // becomes zeros: behind a window it may be gone from the block table, and zero times what lies
   // there may be no number.
-  __device__ __forceinline__ void copy(int i, int entry) const {
+  __device__ __forceinline__ void copy(int i, Place place) const {
     if (i < keys_.num_steps) {
       const int lane = threadIdx.x % 32, head = blockIdx.y;
-      const int row =
-          entry < 0 ? -1 : (entry * kv_heads_ + head) * block_size_ + key_of(i) % block_size_;
+      const int block_row = (place.block * kv_heads_ + head) * static_cast<int>(block_size_);
+      const int row = place.block < 0 ? -1 : block_row + place.offset;
       T* to = k_tile(i);
 #pragma unroll
       for (int c = 0; c < kStepKeys * L::kChunks / 32; ++c) {
@@ -112,7 +118,8 @@ class KeyStream {
   T* ring_;
   const T *k_cache_, *v_cache_;
   const int32_t* table_;
-  int kv_heads_, block_size_;
+  int kv_heads_;
+  unsigned block_size_;
   WarpKeys keys_;
 };
 
@@ -132,16 +139,19 @@ class HeadRows {
         chunk_(static_cast<int>(threadIdx.x) % kLanes),
         has_q_norm_(r.q_weight != nullptr),
         has_k_norm_(r.k_weight != nullptr) {
+    const int half = r.rotary_dim / 2, apart = r.interleaved ? 1 : half;
     const float* table = r.cos_sin + int64_t{position} * r.rotary_dim;
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
       const int d = (inside() ? chunk_ : 0) * 8 + j;
       if (has_q_norm_) q_weight_[j] = r.q_weight[d];
       if (has_k_norm_) k_weight_[j] = r.k_weight[d];
-      if (d >= r.rotary_dim) continue;
-      const int frequency = r.interleaved ? d / 2 : is_second(d, r) ? d - r.rotary_dim / 2 : d;
-      cosine_[j] = table[frequency];
-      sine_[j] = table[r.rotary_dim / 2 + frequency];
+      const bool rotated = d < r.rotary_dim, second = r.interleaved ? d % 2 == 1 : d >= half;
+      const int frequency = r.interleaved ? d / 2 : second ? d - half : d;
+      cosine_[j] = rotated ? table[frequency] : 1.0f;
+      sine_[j] = rotated ? table[half + frequency] : 0.0f;
+      partner_[j] = spread(!rotated ? d : second ? d - apart : d + apart);
+      first_ |= second ? 0u : 1u << j;
     }
   }
 
@@ -185,10 +195,8 @@ class HeadRows {
  private:
   __device__ __forceinline__ bool inside() const { return chunk_ < L::kChunks; }
 
-  // Whether dimension d is the second of its pair.
-  __device__ static __forceinline__ bool is_second(int d, const RopeInputs& r) {
-    return r.interleaved ? d % 2 == 1 : d >= r.rotary_dim / 2;
-  }
+  // Index of element d in the scratch memory: 9 floats for 8, so that the banks differ.
+  __device__ static __forceinline__ int spread(int d) { return d + d / 8; }
 
   __device__ __forceinline__ void store(T* head, const Vector8<T>& x) const {
     *reinterpret_cast<Vector8<T>*>(head + chunk_ * 8) = x;
@@ -213,22 +221,15 @@ class HeadRows {
       for (int j = 0; j < 8; ++j)
         x[j] *= scale * (r.weight_offset + (is_q ? q_weight_[j] : k_weight_[j]));
     }
-    const auto at = [](int d) { return d + d / 8; };
     __syncwarp();
 #pragma unroll
-    for (int j = 0; j < 8; ++j) head[at(chunk_ * 8 + j)] = x[j];
+    for (int j = 0; j < 8; ++j) head[spread(chunk_ * 8) + j] = x[j];
     __syncwarp();
     Vector8<T> y;
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
-      const int d = chunk_ * 8 + j;
-      if (d < r.rotary_dim) {
-        const bool second = is_second(d, r);
-        const int apart = r.interleaved ? 1 : r.rotary_dim / 2;
-        const float other = head[at(second ? d - apart : d + apart)];
-        x[j] = x[j] * cosine_[j] + (second ? other : -other) * sine_[j];
-      }
-      y.v[j] = as<T>(x[j]);
+      const float other = head[partner_[j]];
+      y.v[j] = as<T>(x[j] * cosine_[j] + (first_ >> j & 1 ? -other : other) * sine_[j]);
     }
     return y;
   }
@@ -236,6 +237,8 @@ class HeadRows {
   int slot_, chunk_;
   bool has_q_norm_, has_k_norm_;
   float q_weight_[8], k_weight_[8], cosine_[8], sine_[8];
+  int partner_[8];      // the other element of the pair, in scratch memory
+  unsigned first_ = 0;  // bit j: element j is the first of its pair
 };
 
 // Blocks of a cluster wait for each other; what they wrote to shared memory before is visible.
@@ -388,13 +391,13 @@ __global__ void __launch_bounds__(kThreads, Layout<T, kDim>::kBlocksPerSm)
                       .num_steps = worker < steps ? (steps - 1 - worker) / workers + 1 : 0};
 
   const KeyStream<T, kDim> stream(rings + warp * L::kRing, k_cache, v_cache, s, keys);
-  int entries[L::kStages];
+  typename KeyStream<T, kDim>::Place places[L::kStages];
 #pragma unroll
-  for (int i = 0; i < L::kStages; ++i) entries[i] = stream.entry(i);
+  for (int i = 0; i < L::kStages; ++i) places[i] = stream.place(i);
   const HeadRows<T, kDim> heads(r, position);
 #pragma unroll
-  for (int i = 0; i < L::kStages; ++i) stream.copy(i, entries[i]);
-  int next_entry = stream.entry(L::kStages);
+  for (int i = 0; i < L::kStages; ++i) stream.copy(i, places[i]);
+  auto next = stream.place(L::kStages);
   for (int i = group * L::kStride / 8 + threadIdx.x; i < L::kQueries / 8; i += kThreads)
     reinterpret_cast<uint4*>(queries)[i] = make_uint4(0, 0, 0, 0);
   const int64_t cache_offset =
@@ -427,8 +430,8 @@ __global__ void __launch_bounds__(kThreads, Layout<T, kDim>::kBlocksPerSm)
     attend_tile<T, kDim, kStepKeys / 8>(state, queries, k_tile, k_tile + L::kTile, s,
                                         stream.first_key(i), last);
     __syncwarp();
-    stream.copy(i + L::kStages, next_entry);
-    next_entry = stream.entry(i + L::kStages + 1);
+    stream.copy(i + L::kStages, next);
+    next = stream.place(i + L::kStages + 1);
   }
   cp_async_wait<0>();
   merge_and_store<T, kDim>(out + (int64_t{sequence} * s.num_heads + blockIdx.y * group) * kDim,
