@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "backends/cuda/attention_tile.h"
+#include "backends/cuda/hopper.h"
 
 namespace reft {
 namespace {
@@ -240,35 +241,6 @@ class HeadRows {
   int partner_[8];      // the other element of the pair, in scratch memory
   unsigned first_ = 0;  // bit j: element j is the first of its pair
 };
-
-// Blocks of a cluster wait for each other; what they wrote to shared memory before is visible.
-// Threads that have ended count as arrived.
-__device__ __forceinline__ void cluster_arrive() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
-#endif
-}
-__device__ __forceinline__ void cluster_wait() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
-#endif
-}
-// Reads shared memory of block `rank` of the cluster, where p points to in this one.
-__device__ __forceinline__ float2 load_peer(const float* p, int rank) {
-  float2 v = {};
-#if __CUDA_ARCH__ >= 900
-  asm volatile(
-      "{\n"
-      ".reg .b32 there;\n"
-      "mapa.shared::cluster.u32 there, %2, %3;\n"
-      "ld.shared::cluster.v2.f32 {%0, %1}, [there];\n"
-      "}\n"
-      : "=f"(v.x), "=f"(v.y)
-      : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(p))), "r"(rank)
-      : "memory");
-#endif
-  return v;
-}
 
 // Two neighbouring elements of a row, summed over kParts partial results, with the row's maximum
 // and sum. load(part, column) gives two floats of the row; columns as in Layout.
