@@ -32,8 +32,8 @@ Attention::Attention(Module* parent, std::string name, const AttentionOptions& o
 }
 
 Tensor Attention::operator()(const Tensor& x, const Batch& batch, PagedKv& kv) const {
-  const Tensor q = qk_norm_rope_cache(qkv_(x), batch.positions, batch.slots, kv, rope_);
-  return out_(paged_attention(q, kv, batch.attention, attention_));
+  return out_(rope_attention(qkv_(x), batch.positions, batch.slots, kv, rope_, batch.attention,
+                             attention_));
 }
 
 void Attention::finish_loading(Device device, DType) {

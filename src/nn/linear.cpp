@@ -74,6 +74,11 @@ Tensor Linear::operator()(const Tensor& x, DType out_dtype) const {
   return y;
 }
 
+Tensor Linear::gated(const Tensor& x, Activation activation) const {
+  if (groups_.size() == 1) return gated_linear(x, groups_[0].weight, bias_, activation);
+  return gated_activation((*this)(x), activation);
+}
+
 int64_t weight_nbytes(const Weight& weight) {
   int64_t total = weight.data.defined() ? weight.data.nbytes() : 0;
   if (weight.scales.defined()) total += weight.scales.nbytes();

@@ -25,6 +25,8 @@ class Linear : public Module {
   // x: [T, K]. Returns [T, N] in x's dtype, or in `out_dtype` (float32 for logits).
   Tensor operator()(const Tensor& x) const { return (*this)(x, x.dtype()); }
   Tensor operator()(const Tensor& x, DType out_dtype) const;
+  // gated_activation of y, whose parts are gate and up.
+  Tensor gated(const Tensor& x, Activation activation) const;
 
   int64_t in_features() const { return in_features_; }
   int64_t out_features() const { return out_features_; }

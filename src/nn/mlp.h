@@ -19,7 +19,7 @@ class Mlp : public Module {
 
   // x: [T, D]. Returns [T, D].
   Tensor operator()(const Tensor& x) const {
-    return down_(gated_activation(gate_up_(x), activation_));
+    return down_(gate_up_.gated(x, activation_));
   }
 
  private:

@@ -61,4 +61,21 @@ extern Kernel<void(Tensor& out, const Tensor& q, const PagedKv& kv, const Attent
                    const AttentionArgs& args)>
     paged_attention_kernel;
 
+// paged_attention(qk_norm_rope_cache(…)), which is also how it runs where the device has no fused
+// form for the case and while a tape records. slots[t] is the place of token t's key by the block
+// table, or negative: then the cache has that key already.
+//
+// A fused form may read `positions`, `slots`, the batch's arrays, the rotary table, and keys and
+// values of earlier tokens while the ops queued just ahead still run; only qkv may come from those.
+// So it is in a forward pass: its embedding starts when everything before has ended, and nothing
+// after that writes what is named here but this op, for the tokens of this step.
+Tensor rope_attention(const Tensor& qkv, const Tensor& positions, const Tensor& slots, PagedKv& kv,
+                      const QkNormRopeArgs& rope, const AttentionBatch& batch,
+                      const AttentionArgs& args);
+// Returns false, having done nothing, where it has no form for the case.
+extern Kernel<bool(Tensor& out, const Tensor& qkv, const Tensor& positions, const Tensor& slots,
+                   PagedKv& kv, const QkNormRopeArgs& rope, const AttentionBatch& batch,
+                   const AttentionArgs& args)>
+    rope_attention_kernel;
+
 }  // namespace reft

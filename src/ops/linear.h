@@ -1,6 +1,7 @@
-// y = x Wᵀ + b.
+// y = x Wᵀ + b, alone and with the gated activation after it.
 #pragma once
 
+#include "ops/activation.h"
 #include "ops/weight.h"
 
 namespace reft {
@@ -17,5 +18,16 @@ inline Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias =
 }
 extern Kernel<void(Tensor& y, const Tensor& x, const Weight& weight, const Tensor& bias)>
     linear_kernel;
+
+// gated_activation(linear(x, weight, bias)): the weight's rows are gate | up. x: [T, K]; weight:
+// [2F, K]; bias: [2F] float32 or undefined. Returns [T, F] in x's dtype. Throws Error as these ops
+// do.
+Tensor gated_linear(const Tensor& x, const Weight& weight, const Tensor& bias,
+                    Activation activation);
+// One kernel for both, where a backend has one. Returns false, having done nothing, where it has
+// none for the case.
+extern Kernel<bool(Tensor& y, const Tensor& x, const Weight& weight, const Tensor& bias,
+                   Activation activation)>
+    gated_linear_kernel;
 
 }  // namespace reft

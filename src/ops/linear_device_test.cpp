@@ -8,6 +8,8 @@
 namespace reft {
 namespace {
 
+const bool covered = cover_ops({"gated_linear"});
+
 struct LinearCase {
   int64_t tokens, n, k;
 };
@@ -82,6 +84,39 @@ TEST(LinearDevice, MatchesOracle) {
         for (const bool with_bias : {false, true}) {
           run_case(c, dtype, dtype, with_bias, device);
           run_case(c, dtype, DType::kF32, with_bias, device);
+        }
+      }
+    }
+  }
+}
+
+// The fused kernel against the two ops that it stands for, on the same device.
+TEST(GatedLinearDevice, MatchesTheOpsOneByOne) {
+  struct Case {
+    int64_t tokens, f, k;
+    Activation activation = Activation::kSilu;
+    bool with_bias = false;
+  };
+  for (const Device device : test_devices()) {
+    for (const DType dtype : activation_dtypes(device)) {
+      for (const Case& c : {Case{1, 3072, 1024}, Case{1, 9728, 2560}, Case{3, 24, 64},
+                            Case{8, 1000, 192, Activation::kGeluTanh, true},
+                            Case{16, 520, 576, Activation::kGeluErf, true}, Case{17, 64, 128},
+                            Case{2, 12, 64, Activation::kRelu, true}, Case{0, 8, 64}}) {
+        SCOPED_TRACE(
+            fmt::format("{} {} T {} F {} K {}", device, dtype_name(dtype), c.tokens, c.f, c.k));
+        Weight weight = Weight::from(random_values({2 * c.f, c.k}, 1, 0.1f).to(dtype));
+        prepare_weight(weight, device, dtype);
+        const Tensor x = random_values({c.tokens, c.k}, 2).to(dtype).to(device);
+        const Tensor bias = c.with_bias ? random_values({2 * c.f}, 3).to(device) : Tensor();
+        const Tensor want = gated_activation(linear(x, weight, bias), c.activation);
+        const Tensor y = gated_linear(x, weight, bias, c.activation);
+        ASSERT_EQ(y.shape(), want.shape());
+        ASSERT_EQ(y.dtype(), dtype);
+        const std::vector<double> got = doubles(y), expected = doubles(want);
+        for (size_t i = 0; i < got.size(); ++i) {
+          ASSERT_NEAR(got[i], expected[i], tolerance(dtype) * (std::abs(expected[i]) + 1e-2))
+              << "[" << i << "]";
         }
       }
     }

@@ -7,6 +7,8 @@
 #include "base/function_ref.h"
 #include "ops/activation.h"
 #include "ops/attention.h"
+#include "ops/graph.h"
+#include "ops/linear.h"
 #include "ops/norm.h"
 #include "ops/op_cases.h"
 #include "ops/sampling.h"
@@ -16,16 +18,19 @@ namespace reft {
 struct OpPerf {
   std::string filter;  // print lines that contain it
 
-  // `bytes` and `flops` of one call, as an ideal implementation would need them.
-  void line(const std::string& name, double bytes, double flops, FunctionRef<void()> f) const {
-    if (name.find(filter) == std::string::npos) return;
+  bool wants(const std::string& name) const { return name.find(filter) != std::string::npos; }
+
+  // `bytes` and `flops` of one call, as an ideal implementation would need them; f makes `calls`.
+  void line(const std::string& name, double bytes, double flops, FunctionRef<void()> f,
+            int calls = 1) const {
+    if (!wants(name)) return;
     using Clock = std::chrono::steady_clock;
     double best = 1e9, spent = 0;
     for (int i = 0; spent < 0.15 || i < 5; ++i) {
       const auto begin = Clock::now();
       f();
       const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
-      best = std::min(best, seconds);
+      best = std::min(best, seconds / calls);
       spent += seconds;
     }
     fmt::print("{:<52} {:>10.2f} us {:>8.1f} GB/s {:>8.1f} GFLOP/s\n", name, best * 1e6,
@@ -92,6 +97,72 @@ inline void perf_attention(const OpPerf& perf, const PerfModel& m, DType dtype, 
       [&] { paged_attention(q, kv, batch, args); });
 }
 
+// A decoding step's attention on the device of a card, bfloat16, in a graph of 28 layers with a
+// cache each: the qkv product alone, then with the attention behind it, fused and in its parts. The
+// difference is the attention. Bytes: keys and values.
+inline void perf_decode(const OpPerf& perf, const PerfModel& m, Device device, int64_t sequences,
+                        int64_t context) {
+  const std::string at = fmt::format("{} B={} ctx={}", m.name, sequences, context);
+  const std::string names[] = {"qkv " + at, "qkv + rope_attention " + at,
+                               "qkv + rope, attention " + at};
+  if (!std::ranges::any_of(names, [&](const std::string& name) { return perf.wants(name); })) {
+    return;
+  }
+  constexpr int kLayers = 28;
+  const int64_t page = 16, blocks = context / page, width = (m.heads + 2 * m.kv_heads) * m.head_dim;
+  std::vector<int32_t> table, start, slots;
+  for (int64_t b = 0; b < sequences; ++b) {
+    for (int64_t i = 0; i < blocks; ++i)
+      table.push_back(static_cast<int32_t>((b * blocks + i) * 7919 % (sequences * blocks)));
+    slots.push_back(table.back() * static_cast<int32_t>(page) + static_cast<int32_t>(page - 1));
+  }
+  for (int64_t b = 0; b <= sequences; ++b) start.push_back(static_cast<int32_t>(b));
+  const auto all = [&](int64_t value) {
+    return Tensor::from_vector(
+               std::vector<int32_t>(static_cast<size_t>(sequences), static_cast<int32_t>(value)))
+        .to(device);
+  };
+  const AttentionBatch batch{Tensor::from_vector(start).to(device), all(context),
+                             Tensor::from_vector(table, {sequences, blocks}).to(device), 1,
+                             context};
+  const Tensor positions = all(context - 1), slot_ids = Tensor::from_vector(slots).to(device);
+  QkNormRopeArgs rope{.cos_sin = random_values({context, m.head_dim}, 2).to(device)};
+  if (m.qk_norm) rope.q_weight = rope.k_weight = random_values({m.head_dim}, 3).to(device);
+  const AttentionArgs args{.scale = 0.1f};
+  const Shape shape{sequences * blocks, m.kv_heads, page, m.head_dim};
+  std::vector<PagedKv> caches;
+  for (int i = 0; i < kLayers; ++i) {
+    caches.push_back(
+        {Tensor::zeros(shape, DType::kBF16, device), Tensor::zeros(shape, DType::kBF16, device)});
+  }
+  const Tensor x = random_values({sequences, m.hidden}, 1).to(DType::kBF16).to(device);
+  Weight w = Weight::from(random_values({width, m.hidden}, 4, 0.02f).to(DType::kBF16));
+  prepare_weight(w, device, DType::kBF16);
+  const auto run = [&](const std::string& name, FunctionRef<void(PagedKv&)> layer) {
+    const auto step = [&] {
+      for (PagedKv& kv : caches) layer(kv);
+    };
+    step();
+    const auto graph = record_graph(device, step);
+    const double bytes = 4.0 * static_cast<double>(sequences * context * m.kv_heads * m.head_dim);
+    perf.line(
+        name, bytes, 0,
+        [&] {
+          graph->replay();
+          positions.to(kCpuDevice);  // waits for it
+        },
+        kLayers);
+  };
+  run(names[0], [&](PagedKv&) { linear(x, w); });
+  run(names[1], [&](PagedKv& kv) {
+    rope_attention(linear(x, w), positions, slot_ids, kv, rope, batch, args);
+  });
+  run(names[2], [&](PagedKv& kv) {
+    const Tensor q = qk_norm_rope_cache(linear(x, w), positions, slot_ids, kv, rope);
+    paged_attention(q, kv, batch, args);
+  });
+}
+
 inline void perf_sampling(const OpPerf& perf, const PerfModel& m, int64_t rows) {
   const std::string at = fmt::format("{} R={}", m.name, rows);
   Tensor logits = random_values({rows, m.vocab}, 1, 3.0f);
@@ -122,6 +193,13 @@ inline void print_op_perf(const std::string& filter) {
       perf_attention(perf, m, dtype, 8, 1, 1024);
       perf_attention(perf, m, dtype, 1, 512, 512);
       perf_attention(perf, m, dtype, 1, 2048, 4096);
+    }
+    for (const Device device : test_devices()) {
+      if (!has_op_graphs(device)) continue;
+      for (const int64_t sequences : {1, 32}) {
+        for (const int64_t context : {512, 640, 4096})
+          perf_decode(perf, m, device, sequences, context);
+      }
     }
     for (const int64_t rows : {1, 8}) perf_sampling(perf, m, rows);
   }

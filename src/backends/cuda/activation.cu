@@ -1,26 +1,9 @@
 // Element-wise ops and row gathers.
-#include "backends/cuda/common.h"
-#include "ops/activation.h"
+#include "backends/cuda/activation.h"
 #include "ops/embedding.h"
 
 namespace reft {
 namespace {
-
-__device__ __forceinline__ float activate(float x, Activation activation) {
-  switch (activation) {
-    case Activation::kSilu:
-      return x / (1.0f + __expf(-x));
-    case Activation::kGeluTanh: {
-      const float inner = 0.7978845608028654f * (x + 0.044715f * x * x * x);
-      return 0.5f * x * (1.0f + tanhf(inner));
-    }
-    case Activation::kGeluErf:
-      return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
-    case Activation::kRelu:
-      return x < 0.0f ? 0.0f : x;  // keeps NaN
-  }
-  return x;
-}
 
 // One thread per kWidth neighbouring elements; n and f count such vectors.
 template <class T, int kWidth>

@@ -19,6 +19,24 @@ struct AttentionShape {
   float* partial;  // [B, Hk, splits, 16, Dh + 2] with splits > 1
 };
 
+inline AttentionShape attention_shape(const PagedKv& kv, int64_t num_heads,
+                                      const AttentionBatch& batch, const AttentionArgs& args) {
+  return {.query_start = ptr<int32_t>(batch.query_start),
+          .context_len = ptr<int32_t>(batch.context_len),
+          .block_table = ptr<int32_t>(batch.block_table),
+          .table_stride = batch.block_table.stride(0),
+          .num_heads = static_cast<int>(num_heads),
+          .num_kv_heads = static_cast<int>(kv.k.size(1)),
+          .head_dim = static_cast<int>(kv.k.size(3)),
+          .block_size = static_cast<int>(kv.k.size(2)),
+          .scale = args.scale,
+          .soft_cap = args.soft_cap,
+          .window = args.window,
+          .sinks = args.sinks.defined() ? ptr<float>(args.sinks) : nullptr,
+          .num_splits = 1,
+          .partial = nullptr};
+}
+
 // Long queries on Hopper. Returns false, having done nothing, where it does not apply: another
 // chip, a head dim that is not 64, 128 or 256, blocks that are not 8 × 2ⁿ tokens.
 bool hopper_attention(Tensor& out, const Tensor& q, const PagedKv& kv, const AttentionBatch& batch,

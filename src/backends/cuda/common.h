@@ -96,21 +96,34 @@ inline bool aligned_16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 
 // Launches a kernel that may begin before the one queued ahead of it has ended (programmatic
 // dependent launch, from Hopper on): it must call await_inputs() before it reads what another
 // kernel writes, and before it writes anything. What it reads so must not be both const and
-// __restrict__: such loads may take a cache that the wait does not refresh.
+// __restrict__: such loads may take a cache that the wait does not refresh. `cluster` neighbouring
+// blocks in x run together (more than 1: from Hopper on).
 template <class... Parameters, class... Args>
-void launch_dependent(const char* name, void (*kernel)(Parameters...), int device_index, dim3 grid,
-                      unsigned threads, size_t shared_bytes, Args... args) {
+void launch_clusters(const char* name, void (*kernel)(Parameters...), int device_index, dim3 grid,
+                     unsigned cluster, unsigned threads, size_t shared_bytes, Args... args) {
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = cuda_stream(device_index);
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = cuda_compute_major(device_index) >= 9 ? 1 : 0;
+  cudaLaunchAttribute attributes[2] = {};
+  config.attrs = attributes;
+  if (cuda_compute_major(device_index) >= 9) {
+    cudaLaunchAttribute& early = attributes[config.numAttrs++];
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    cudaLaunchAttribute& together = attributes[config.numAttrs++];
+    together.id = cudaLaunchAttributeClusterDimension;
+    together.val.clusterDim = {cluster, 1, 1};
+  }
   cuda_check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(args)...), name);
+}
+template <class... Parameters, class... Args>
+void launch_dependent(const char* name, void (*kernel)(Parameters...), int device_index, dim3 grid,
+                      unsigned threads, size_t shared_bytes, Args... args) {
+  launch_clusters(name, kernel, device_index, grid, 1, threads, shared_bytes, args...);
 }
 
 // Lets the next kernel of the stream begin.

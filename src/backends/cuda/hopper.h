@@ -1,6 +1,6 @@
-// Hopper instructions (sm_90a): mbarriers, the bulk tensor copy (TMA) and warpgroup matrix products
-// (WGMMA). Source: PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions" and "Data Movement:
-// Tensor Copy".
+// Hopper instructions (sm_90a): mbarriers, clusters, the bulk tensor copy (TMA) and warpgroup
+// matrix products (WGMMA). Source: PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions",
+// "Data Movement: Tensor Copy" and "barrier.cluster".
 #pragma once
 
 #include <cuda.h>
@@ -44,6 +44,35 @@ __device__ __forceinline__ void barrier_wait(uint64_t* barrier, unsigned parity)
       "}\n" ::"r"(shared_address(barrier)),
       "r"(parity)
       : "memory");
+}
+
+// Blocks of a cluster wait for each other; what they wrote to shared memory before is visible.
+// Threads that have ended count as arrived.
+__device__ __forceinline__ void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+#endif
+}
+// Reads shared memory of block `rank` of the cluster, where p points to in this one.
+__device__ __forceinline__ float2 load_peer(const float* p, int rank) {
+  float2 v = {};
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %2, %3;\n"
+      "ld.shared::cluster.v2.f32 {%0, %1}, [there];\n"
+      "}\n"
+      : "=f"(v.x), "=f"(v.y)
+      : "r"(shared_address(p)), "r"(rank)
+      : "memory");
+#endif
+  return v;
 }
 
 // Bulk copies of one box into shared memory; they complete on the barrier. Coordinates in elements,

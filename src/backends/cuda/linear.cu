@@ -2,7 +2,7 @@
 // rows: cuBLASLt, opened at run time. Anything else (odd K, float32): a plain kernel.
 #include <algorithm>
 
-#include "backends/cuda/common.h"
+#include "backends/cuda/activation.h"
 #include "backends/cuda/cublas.h"
 #include "backends/cuda/mma.h"
 #include "ops/linear.h"
@@ -42,17 +42,21 @@ __device__ __forceinline__ uint4 load_stream(const void* p) {
 // before the first product, and the first weights on their way while the kernel before ends. Long
 // rows are bound by bandwidth: four slices in flight a warp, and an ordinary launch, beside which
 // an early one was slower (4B, one token: 4.1 ms a step against 3.9).
-template <class T, class Out, int kTiles, int kWarps, bool kShort>
+//
+// With a gate, the block's rows are 8 of the gate and the 8 of `up` that lie n below: what belongs
+// together meets in one block, and y has n columns.
+template <class T, class Out, int kTiles, int kWarps, bool kShort, bool kGated>
 __global__ void __launch_bounds__(kWarps * 32, kShort ? 32 / kWarps : 0)
     stream_kernel(Out* __restrict__ y, int64_t y_stride, const T* __restrict__ x, int64_t x_stride,
                   const T* __restrict__ w, const float* __restrict__ bias, int64_t tokens,
-                  int64_t n, int64_t k) {
+                  int64_t n, int64_t k, Activation activation) {
+  constexpr int kRows = kGated ? kStreamRows / 2 : kStreamRows;  // columns of y
   __shared__ float partial[kWarps][kStreamRows][kTiles * 8 + 1];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int64_t row0 = blockIdx.x * int64_t{kStreamRows};
+  const int64_t row0 = blockIdx.x * int64_t{kRows};
   // Rows past the end read the last row; their results are not stored.
   const T* w0 = w + min(row0 + g, n - 1) * k + t * 16;
-  const T* w1 = w + min(row0 + g + 8, n - 1) * k + t * 16;
+  const T* w1 = w + (kGated ? n + min(row0 + g, n - 1) : min(row0 + g + 8, n - 1)) * k + t * 16;
   const T* x_rows[kTiles];
 #pragma unroll
   for (int i = 0; i < kTiles; ++i)
@@ -145,12 +149,19 @@ __global__ void __launch_bounds__(kWarps * 32, kShort ? 32 / kWarps : 0)
     partial[warp][g + 8][i * 8 + 2 * t + 1] = d[i][3];
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < kStreamRows * kTiles * 8; i += kWarps * 32) {
-    const int row = i % kStreamRows, token = i / kStreamRows;
+  for (int i = threadIdx.x; i < kRows * kTiles * 8; i += kWarps * 32) {
+    const int row = i % kRows, token = i / kRows;
     if (row0 + row >= n || token >= tokens) continue;
     float sum = bias == nullptr ? 0.0f : bias[row0 + row];
 #pragma unroll
     for (int p = 0; p < kWarps; ++p) sum += partial[p][row][token];
+    if constexpr (kGated) {
+      float up = bias == nullptr ? 0.0f : bias[n + row0 + row];
+#pragma unroll
+      for (int p = 0; p < kWarps; ++p) up += partial[p][row + kRows][token];
+      // Rounded as the product alone would be.
+      sum = activate(as_float(as<T>(sum)), activation) * as_float(as<T>(up));
+    }
     y[token * y_stride + row0 + row] = as<Out>(sum);
   }
 }
@@ -180,20 +191,23 @@ __global__ void add_bias_kernel(Out* __restrict__ y, int64_t y_stride,
   value = as<Out>(as_float(value) + bias[i % n]);
 }
 
-template <class T, class Out>
-void launch_stream(Tensor& y, const Tensor& x, const Tensor& w, const float* bias) {
-  const int64_t tokens = x.size(0), n = w.size(0), k = w.size(1);
-  const unsigned grid = blocks_for(n, kStreamRows);
+template <class T, class Out, bool kGated>
+void launch_stream(Tensor& y, const Tensor& x, const Tensor& w, const float* bias,
+                   Activation activation = Activation::kSilu) {
+  const int64_t tokens = x.size(0), n = y.size(1), k = w.size(1);
+  const unsigned grid = blocks_for(w.size(0), kStreamRows);
   const auto run = [&]<int kTiles, int kWarps>() {
     const auto launch = [&](auto kernel, bool early) {
       early ? launch_dependent("linear (stream)", kernel, x.device().index, dim3(grid), kWarps * 32,
                                0, ptr<Out>(y), y.stride(0), ptr<T>(x), x.stride(0), ptr<T>(w), bias,
-                               tokens, n, k)
-            : kernel<<<grid, kWarps * 32, 0, stream_of(x)>>>(
-                  ptr<Out>(y), y.stride(0), ptr<T>(x), x.stride(0), ptr<T>(w), bias, tokens, n, k);
+                               tokens, n, k, activation)
+            : kernel<<<grid, kWarps * 32, 0, stream_of(x)>>>(ptr<Out>(y), y.stride(0), ptr<T>(x),
+                                                             x.stride(0), ptr<T>(w), bias, tokens,
+                                                             n, k, activation);
     };
-    k / kStreamSlice <= 3 * kWarps ? launch(&stream_kernel<T, Out, kTiles, kWarps, true>, true)
-                                   : launch(&stream_kernel<T, Out, kTiles, kWarps, false>, false);
+    k / kStreamSlice <= 3 * kWarps
+        ? launch(&stream_kernel<T, Out, kTiles, kWarps, true, kGated>, true)
+        : launch(&stream_kernel<T, Out, kTiles, kWarps, false, kGated>, false);
   };
   // Few blocks: more warps each, so that enough loads are in flight.
   const bool few = grid < 2u * static_cast<unsigned>(cuda_num_sms(x.device().index));
@@ -205,14 +219,33 @@ void launch_stream(Tensor& y, const Tensor& x, const Tensor& w, const float* bia
   check_launch("linear (stream)");
 }
 
+bool can_stream(const Tensor& x, const Tensor& w) {
+  return x.dtype() == w.dtype() && x.dtype() != DType::kF32 && w.size(1) % kStreamSlice == 0 &&
+         aligned_16(x.raw()) && x.stride(0) % 8 == 0 && aligned_16(w.raw());
+}
+
+bool gated_linear_cuda(Tensor& y, const Tensor& x, const Weight& weight, const Tensor& bias,
+                       Activation activation) {
+  // 8 rows of the gate and 8 of `up` fill a block: no block may hold both an end and a beginning.
+  if (!weight.data.defined() || x.size(0) > kStreamTokens || y.size(1) % 8 != 0 ||
+      !can_stream(x, weight.data)) {
+    return false;
+  }
+  dispatch_half(x.dtype(), "gated_linear", [&](auto type) {
+    using T = decltype(type);
+    launch_stream<T, T, true>(y, x, weight.data, bias.defined() ? ptr<float>(bias) : nullptr,
+                              activation);
+  });
+  return true;
+}
+
 void linear_cuda(Tensor& y, const Tensor& x, const Weight& weight, const Tensor& bias) {
   const Tensor& w = weight.data;
   const int64_t tokens = x.size(0), n = w.size(0), k = w.size(1);
   if (tokens == 0 || n == 0) return;
   const float* bias_values = bias.defined() ? ptr<float>(bias) : nullptr;
   const bool half = x.dtype() == w.dtype() && x.dtype() != DType::kF32;
-  const bool aligned =
-      k % kStreamSlice == 0 && aligned_16(x.raw()) && x.stride(0) % 8 == 0 && aligned_16(w.raw());
+  const bool streams = can_stream(x, w);
   const auto with_types = [&](auto f) {
     dispatch_half(x.dtype(), "linear", [&](auto type) {
       using T = decltype(type);
@@ -220,9 +253,10 @@ void linear_cuda(Tensor& y, const Tensor& x, const Weight& weight, const Tensor&
       f(T{}, T{});
     });
   };
-  if (half && aligned && tokens <= kStreamTokens) {
-    with_types(
-        [&](auto t, auto out) { launch_stream<decltype(t), decltype(out)>(y, x, w, bias_values); });
+  if (streams && tokens <= kStreamTokens) {
+    with_types([&](auto t, auto out) {
+      launch_stream<decltype(t), decltype(out), false>(y, x, w, bias_values);
+    });
     return;
   }
   if (half && cublas_linear(y, x, w)) {
@@ -235,12 +269,13 @@ void linear_cuda(Tensor& y, const Tensor& x, const Weight& weight, const Tensor&
     });
     return;
   }
-  if (half && aligned) {  // no cuBLASLt: the weights once for every few rows
+  if (streams) {  // no cuBLASLt: the weights once for every few rows
     for (int64_t begin = 0; begin < tokens; begin += kStreamTokens) {
       const int64_t end = std::min(tokens, begin + kStreamTokens);
       Tensor y_rows = y.rows(begin, end);
       with_types([&](auto t, auto out) {
-        launch_stream<decltype(t), decltype(out)>(y_rows, x.rows(begin, end), w, bias_values);
+        launch_stream<decltype(t), decltype(out), false>(y_rows, x.rows(begin, end), w,
+                                                         bias_values);
       });
     }
     return;
@@ -265,6 +300,7 @@ void prepare_weight_cuda(Weight& weight, DType compute, bool) {
 }
 
 const RegisterKernel r1(linear_kernel, DeviceType::kCuda, &linear_cuda);
+const RegisterKernel r3(gated_linear_kernel, DeviceType::kCuda, &gated_linear_cuda);
 const RegisterKernel r2(prepare_weight_kernel, DeviceType::kCuda, &prepare_weight_cuda);
 
 }  // namespace
