@@ -10,6 +10,7 @@
 #include <random>
 
 #include "tensor/safetensors.h"
+#include "tensor/safetensors_writer.h"
 
 namespace reft {
 namespace {
