@@ -129,6 +129,13 @@ void remove_weights(const std::string& folder, const std::string& stem) {
   for (const fs::path& path : found) fs::remove(path);
 }
 
+// PEFT knows no shards of an adapter.
+std::vector<std::string> write_weights(const std::string& folder, const std::string& stem,
+                                       const NamedTensors& tensors, int64_t max_shard_bytes) {
+  const bool whole = stem == kAdapterStem;
+  return write_safetensors_shards(folder, stem, tensors, whole ? INT64_MAX : max_shard_bytes);
+}
+
 Json sizes_of(const std::string& folder) {
   std::map<std::string, uint64_t> sizes;
   for (const auto& entry : fs::directory_iterator(folder)) {
@@ -158,8 +165,7 @@ void write_checkpoint(const CheckpointContents& contents, const CheckpointOption
   try {
     check_space(options.folder, bytes_of(contents));
     TemporaryFolder folder(options.folder + "/" + name);
-    write_safetensors_shards(folder.path(), contents.model_stem, contents.model,
-                             options.max_shard_bytes);
+    write_weights(folder.path(), contents.model_stem, contents.model, options.max_shard_bytes);
     for (const auto& [file, content] : contents.files) {
       write_file_atomic(folder.path() + "/" + file, content);
     }
@@ -168,7 +174,7 @@ void write_checkpoint(const CheckpointContents& contents, const CheckpointOption
     }
     Json state = contents.state.to_json();
     state["files"] = sizes_of(folder.path());
-    write_file_atomic(folder.path() + "/" + kStateFile, state.dump(1) + "\n");
+    write_file_atomic(folder.path() + "/" + kStateFile, state.dump() + "\n");
     folder.commit();
   } catch (const std::exception& e) {
     const auto latest = latest_checkpoint(options.folder);
@@ -257,7 +263,7 @@ void write_model_folder(const std::string& folder, const std::string& model_stem
       write_file_atomic(temporary.path() + "/" + name, content);
     }
     const std::vector<std::string> weights =
-        write_safetensors_shards(temporary.path(), model_stem, model, max_shard_bytes);
+        write_weights(temporary.path(), model_stem, model, max_shard_bytes);
     remove_weights(folder, model_stem);
     for (const auto& [name, content] : files)
       fs::rename(temporary.path() + "/" + name, folder + "/" + name);

@@ -14,6 +14,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/json.h"
@@ -46,9 +47,13 @@ ModelFiles read_model_files(const std::string& folder);
 // where neither is), "quantization_config" is dropped.
 std::string config_for_dtype(const std::string& config_json, DType dtype);
 
+// What weight files are called.
+inline constexpr std::string_view kModelStem = "model";
+inline constexpr std::string_view kAdapterStem = "adapter_model";  // never in shards
+
 struct CheckpointContents {
   TrainState state;
-  std::string model_stem = "model";             // "adapter_model" for an adapter
+  std::string model_stem{kModelStem};
   NamedTensors model;                           // by Hugging Face key
   std::map<std::string, NamedTensors> tensors;  // "optimizer" → optimizer.safetensors …
   ModelFiles files;

@@ -116,6 +116,15 @@ TEST_F(Checkpoint, LargeModelsAreSharded) {
   EXPECT_EQ(open_checkpoint(at(3))->entries().size(), 2U);
 }
 
+TEST_F(Checkpoint, AdaptersAreOneFile) {
+  CheckpointContents contents = contents_of(3);
+  contents.model_stem = kAdapterStem;
+  CheckpointWriter writer({.folder = folder_, .max_shard_bytes = 5000, .background = false});
+  writer.save(contents);
+  EXPECT_TRUE(fs::exists(at(3) + "/adapter_model.safetensors"));
+  EXPECT_EQ(checkpoint_fault(at(3)), "");
+}
+
 TEST_F(Checkpoint, TheNewestAreKept) {
   CheckpointWriter writer({.folder = folder_, .save_total_limit = 2});
   for (const int64_t step : {5, 90, 100, 1000}) writer.save(contents_of(step));
