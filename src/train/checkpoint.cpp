@@ -265,11 +265,9 @@ void write_model_folder(const std::string& folder, const std::string& model_stem
     const std::vector<std::string> weights =
         write_weights(temporary.path(), model_stem, model, max_shard_bytes);
     remove_weights(folder, model_stem);
-    for (const auto& [name, content] : files)
-      fs::rename(temporary.path() + "/" + name, folder + "/" + name);
-    for (const std::string& name : weights) {
-      fs::rename(temporary.path() + "/" + name, folder + "/" + name);
-    }
+    const fs::path from = temporary.path(), to = folder;
+    for (const auto& [name, content] : files) fs::rename(from / name, to / name);
+    for (const std::string& name : weights) fs::rename(from / name, to / name);
     sync_folder(folder);
   } catch (const std::exception& e) {
     fail("the model was not written to '{}': {}", folder, e.what());
@@ -333,7 +331,7 @@ std::string checkpoint_fault(const std::string& path) {
     check(state.contains("files") && state["files"].is_object(), "{} lists no files", kStateFile);
     for (const auto& [name, size] : state["files"].items()) {
       std::error_code error;
-      const auto bytes = fs::file_size(path + "/" + name, error);
+      const auto bytes = fs::file_size(fs::path(path) / name, error);
       check(!error, "'{}' is missing", name);
       check(size == bytes, "'{}' has {} bytes, not {}", name, bytes, size.dump());
     }
@@ -358,6 +356,7 @@ std::vector<std::string> find_checkpoints(const std::string& folder) {
   }
   std::sort(found.begin(), found.end());
   std::vector<std::string> paths;
+  paths.reserve(found.size());
   for (auto& [step, path] : found) paths.push_back(std::move(path));
   return paths;
 }

@@ -115,9 +115,11 @@ std::vector<MemoryChoice> fitting_choices(const MemoryModel& model, const Memory
     for (int64_t parts = 2; parts <= options.batch_size; ++parts) {
       if (options.batch_size % parts != 0) continue;
       o.batch_size = options.batch_size / parts;
-      const std::string change =
-          fmt::format("--batch_size {} and {} times the accumulation steps", o.batch_size, parts);
-      if (offer(flags.empty() ? change : flags + " " + change, m, o)) return;
+      if (offer(fmt::format("{}--batch_size {} and {} times the accumulation steps", flags,
+                            o.batch_size, parts),
+                m, o)) {
+        return;
+      }
     }
   };
   MemoryOptions full = options;
@@ -130,7 +132,7 @@ std::vector<MemoryChoice> fitting_choices(const MemoryModel& model, const Memory
   }
   if (options.recompute != Recompute::kFull) offer(recompute, model, full);
   offer_batches("", model, options);
-  offer_batches(recompute, model, full);
+  offer_batches(recompute + " ", model, full);
   const bool large_states = options.optimizer != OptimizerKind::kAdamW8bit && !options.lora;
   if (large_states) {
     MemoryOptions small = options;

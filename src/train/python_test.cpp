@@ -7,7 +7,7 @@
 #include <filesystem>
 
 #include "base/file.h"
-#include "models/peft_adapter.h"
+#include "engine/peft_adapter.h"
 #include "tensor/checkpoint_reader.h"
 #include "train/checkpoint.h"
 #include "train/train_log.h"

@@ -82,8 +82,10 @@ double LearningRateSchedule::factor(int64_t step) const {
       return above_floor(ratio(o.total_steps - step, o.total_steps - o.warmup_steps));
     case ScheduleKind::kCosine:
       return above_floor(cosine_fall(ratio(since, o.total_steps - o.warmup_steps)));
-    case ScheduleKind::kStep:
-      return std::max(o.decay_frac, std::pow(o.gamma, static_cast<double>(since / o.step_size)));
+    case ScheduleKind::kStep: {
+      const int64_t drops = since / o.step_size;
+      return std::max(o.decay_frac, std::pow(o.gamma, static_cast<double>(drops)));
+    }
     case ScheduleKind::kWsd: {
       const int64_t into = step - (o.total_steps - o.decay_steps);
       return into <= 0 ? 1 : above_floor(fall(o.decay_shape, ratio(into, o.decay_steps)));

@@ -1,5 +1,5 @@
 // Adapters that PEFT has written (tools/make_training_golden_peft.py), and what is written back.
-#include "models/peft_adapter.h"
+#include "engine/peft_adapter.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -113,7 +113,7 @@ TEST(LoraConfig, TargetsByNameLayerAndExpression) {
   EXPECT_TRUE(config.is_target("model.layers.1.mlp.up_proj"));
   EXPECT_FALSE(config.is_target("model.layers.11.mlp.up_proj"));
   config.target_pattern = "(";
-  EXPECT_THAT(error_of([&] { config.is_target("x"); }), HasSubstr("not a regular expression"));
+  EXPECT_THAT(error_of([&] { config.is_target("x"); }), HasSubstr("missing closing parenthesis"));
   config.rank_pattern = {{R"(layers\.\d\.mlp\.up_proj)", 2}, {"up_proj", 5}};
   EXPECT_EQ(config.rank_of("model.layers.1.mlp.up_proj"), 2);
   EXPECT_EQ(config.rank_of("model.layers.10.mlp.up_proj"), 5);

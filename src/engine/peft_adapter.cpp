@@ -1,23 +1,22 @@
-#include "models/peft_adapter.h"
+#include "engine/peft_adapter.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <filesystem>
-#include <regex>
 
 #include "tensor/safetensors.h"
+#include "text/regex.h"
 
 namespace reft {
 namespace {
 
 constexpr std::string_view kRoot = "base_model.model.";
 
-std::regex regex_of(const std::string& pattern) {
-  try {
-    return std::regex(pattern);
-  } catch (const std::regex_error& e) {
-    fail("adapter_config.json: '{}' is not a regular expression: {}", pattern, e.what());
-  }
+// Python's re.fullmatch.
+bool matches_whole(const std::string& path, const std::string& pattern) {
+  size_t begin = 0, end = 0;
+  return Regex("\\A(?:" + pattern + ")\\z").find(path, 0, begin, end);
 }
 
 bool ends_with_module(const std::string& path, const std::string& name) {
@@ -29,7 +28,7 @@ bool matches_end(const std::string& path, const std::string& pattern) {
   if (pattern.find_first_of("^$*+?()[]{}|\\") == std::string::npos) {
     return ends_with_module(path, pattern);
   }
-  return std::regex_match(path, regex_of("(.*\\.)?(" + pattern + ")"));
+  return matches_whole(path, "(?:.*\\.)?(?:" + pattern + ")");
 }
 
 template <class T>
@@ -41,11 +40,15 @@ T pattern_value(const std::vector<std::pair<std::string, T>>& patterns, const st
   return otherwise;
 }
 
-// The number behind "layers." or "h." …: the first part of the path that is one. −1: none.
+// The first part of a path that is a number; −1: none.
 int64_t layer_of(const std::string& path) {
-  static const std::regex number("(?:.*?\\.)(\\d+)\\..*");
-  std::smatch match;
-  return std::regex_match(path, match, number) ? std::stoll(match[1]) : -1;
+  for (size_t at = path.find('.'); at != std::string::npos; at = path.find('.', at + 1)) {
+    int64_t layer = -1;
+    const char* last = path.data() + path.size();
+    const auto [rest, error] = std::from_chars(path.data() + at + 1, last, layer);
+    if (error == std::errc() && rest != last && *rest == '.') return layer;
+  }
+  return -1;
 }
 
 bool is_given(const Json& json, const char* key) {
@@ -142,7 +145,7 @@ double LoraConfig::scale_of(const std::string& path) const {
 bool LoraConfig::is_target(const std::string& path) const {
   if (target_modules.empty()) {
     if (target_pattern == "all-linear") return !ends_with_module(path, "lm_head");
-    return std::regex_match(path, regex_of(target_pattern));
+    return matches_whole(path, target_pattern);
   }
   const bool named = std::any_of(target_modules.begin(), target_modules.end(),
                                  [&](const auto& name) { return ends_with_module(path, name); });
