@@ -4,6 +4,20 @@
 
 namespace reft {
 
+int64_t block_matrix_elements(const DecoderConfig& c) {
+  const int64_t attention = 2 * (c.num_heads + c.num_kv_heads) * c.head_dim;
+  return c.hidden_size * (attention + 3 * c.intermediate_size);
+}
+
+FlopModel flop_model_of(const DecoderConfig& c) {
+  const int64_t matrices = c.num_layers * block_matrix_elements(c) + c.vocab_size * c.hidden_size;
+  return {.matmul_parameters = matrices,
+          .trainable_parameters = matrices,
+          .layers = c.num_layers,
+          .heads = c.num_heads,
+          .head_dim = c.head_dim};
+}
+
 double step_flops(const FlopModel& model, double tokens, double squared_tokens) {
   const double products = 4.0 * static_cast<double>(model.matmul_parameters) +
                           2.0 * static_cast<double>(model.trainable_parameters);

@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 
+#include "models/config.h"
 #include "tensor/dtype.h"
 
 namespace reft {
@@ -16,6 +17,11 @@ struct FlopModel {
   int64_t trainable_parameters = 0;  // of those, the trained ones
   int64_t layers = 0, heads = 0, head_dim = 0;
 };
+
+// Of a dense decoder with gated feed-forward blocks, trained whole.
+FlopModel flop_model_of(const DecoderConfig& config);
+// Elements of the seven matrices of one of its blocks.
+int64_t block_matrix_elements(const DecoderConfig& config);
 
 // One step over documents of s_1, s_2 … tokens, with P = matmul_parameters and P' =
 // trainable_parameters: (4 P + 2 P') Σ s_i for the products (forward, gradients of the activations,

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "train/flops.h"
+
 namespace reft {
 namespace {
 
@@ -64,6 +66,29 @@ Recompute parse_recompute(std::string_view name) {
     if (name == recompute_name(r)) return r;
   }
   fail("--activation_checkpointing must be none, selective or full, not '{}'", name);
+}
+
+MemoryModel memory_model_of(const DecoderConfig& c, bool qk_norm, int64_t lora_rank) {
+  const int64_t q = c.num_heads * c.head_dim, kv = c.num_kv_heads * c.head_dim;
+  const int64_t norms = 2 * c.hidden_size + (qk_norm ? 2 * c.head_dim : 0);
+  // in + out of q, k and v, o, gate, up and down
+  const int64_t edges = 2 * (c.hidden_size + q) + 2 * (c.hidden_size + kv) +
+                        3 * (c.hidden_size + c.intermediate_size);
+  MemoryModel m{.hidden = c.hidden_size,
+                .intermediate = c.intermediate_size,
+                .layers = c.num_layers,
+                .heads = c.num_heads,
+                .kv_heads = c.num_kv_heads,
+                .head_dim = c.head_dim,
+                .vocab = c.vocab_size,
+                .qk_norm = qk_norm};
+  m.embedding_parameters = c.vocab_size * c.hidden_size * (c.tied ? 1 : 2);
+  m.parameters =
+      m.embedding_parameters + c.num_layers * (block_matrix_elements(c) + norms) + c.hidden_size;
+  m.trainable_parameters = m.parameters;
+  m.lora_parameters = c.num_layers * lora_rank * edges;
+  m.weight_bytes = row_bytes(c.dtype, m.parameters);
+  return m;
 }
 
 std::vector<MemoryRow> estimate_memory(const MemoryModel& m, const MemoryOptions& o) {

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "models/config.h"
 #include "train/optimizer.h"
 
 namespace reft {
@@ -20,12 +21,16 @@ struct MemoryModel {
   int64_t parameters = 0;            // all; of a quantised base their number, not their bytes
   int64_t trainable_parameters = 0;  // for LoRA those of the adapter
   int64_t embedding_parameters = 0;  // embedding and head, the part that Muon leaves to AdamW
-  int64_t lora_parameters = 0;       // that an adapter of rank 8 on all linears would have
+  int64_t lora_parameters = 0;       // that an adapter would have
   int64_t weight_bytes = 0;          // of all weights as they lie in memory
   int64_t hidden = 0, intermediate = 0, layers = 0, heads = 0, kv_heads = 0, head_dim = 0;
   int64_t vocab = 0;
   bool qk_norm = false;
 };
+
+// Of a dense decoder with gated feed-forward blocks, without biases, trained whole, its weights in
+// config.dtype; an adapter would have `lora_rank` on all linears of the blocks.
+MemoryModel memory_model_of(const DecoderConfig& config, bool qk_norm, int64_t lora_rank);
 
 struct MemoryOptions {
   bool lora = false;

@@ -11,19 +11,33 @@ using testing::Not;
 
 // Qwen3-0.6B.
 MemoryModel qwen3() {
-  return {.parameters = 596'049'920,
-          .trainable_parameters = 596'049'920,
-          .embedding_parameters = 151'936 * 1024,
-          .lora_parameters = 5'046'272,
-          .weight_bytes = 2 * 596'049'920LL,
-          .hidden = 1024,
-          .intermediate = 3072,
-          .layers = 28,
-          .heads = 16,
-          .kv_heads = 8,
-          .head_dim = 128,
-          .vocab = 151'936,
-          .qk_norm = true};
+  return memory_model_of({.vocab_size = 151'936,
+                          .hidden_size = 1024,
+                          .intermediate_size = 3072,
+                          .num_layers = 28,
+                          .num_heads = 16,
+                          .num_kv_heads = 8,
+                          .head_dim = 128,
+                          .tied = true},
+                         true, 16);
+}
+
+TEST(MemoryEstimate, ModelsHaveTheirPublishedSizes) {
+  const MemoryModel m = qwen3();
+  EXPECT_EQ(m.parameters, 596'049'920);
+  EXPECT_EQ(m.weight_bytes, 2 * 596'049'920LL);
+  EXPECT_EQ(m.lora_parameters, 10'092'544);  // as PEFT counts for rank 16 on all linears
+  // Llama-3.1-8B: its own head.
+  EXPECT_EQ(memory_model_of({.vocab_size = 128'256,
+                             .hidden_size = 4096,
+                             .intermediate_size = 14'336,
+                             .num_layers = 32,
+                             .num_heads = 32,
+                             .num_kv_heads = 8,
+                             .head_dim = 128},
+                            false, 8)
+                .parameters,
+            8'030'261'248);
 }
 
 int64_t row(const std::vector<MemoryRow>& rows, const std::string& name) {

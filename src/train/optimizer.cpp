@@ -123,8 +123,14 @@ void Optimizer::step(double learning_rate, double grad_scale) {
     const double rate = learning_rate * p.learning_rate_scale;
     const double decay = p.decay ? options_.weight_decay : 0;
     const RoundingRng rng = {options_.seed, static_cast<uint64_t>(steps_) << 24 | i};
-    const AdamWArgs adam = {rate,  options_.beta1, options_.beta2, options_.eps,
-                            decay, steps_,         grad_scale,     rng};
+    const AdamWArgs adam = {.learning_rate = rate,
+                            .beta1 = options_.beta1,
+                            .beta2 = options_.beta2,
+                            .eps = options_.eps,
+                            .weight_decay = decay,
+                            .step = steps_,
+                            .grad_scale = grad_scale,
+                            .rng = rng};
     switch (s.rule) {
       case Rule::kAdam:
         adamw(p.value, s.master, s.first, s.second, p.grad, adam);

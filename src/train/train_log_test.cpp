@@ -292,15 +292,18 @@ TEST(LossGuard, GoesOnFromACheckpoint) {
 TEST(Flops, FormulaAndPeaks) {
   // Qwen3-0.6B, 440 million parameters in the blocks and 155.6 in the head: 4.28 GFLOP per token at
   // a length of 2048.
-  const FlopModel model = {.matmul_parameters = 596'000'000,
-                           .trainable_parameters = 596'000'000,
-                           .layers = 28,
-                           .heads = 16,
-                           .head_dim = 128};
+  const FlopModel model = flop_model_of({.vocab_size = 151'936,
+                                         .hidden_size = 1024,
+                                         .intermediate_size = 3072,
+                                         .num_layers = 28,
+                                         .num_heads = 16,
+                                         .num_kv_heads = 8,
+                                         .head_dim = 128});
+  EXPECT_EQ(model.matmul_parameters, 440'401'920 + 155'582'464);
   EXPECT_NEAR(step_flops(model, 2048, 2048.0 * 2048) / 2048, 4.28e9, 0.01e9);
   FlopModel lora = model;
   lora.trainable_parameters = 0;
-  EXPECT_DOUBLE_EQ(step_flops(lora, 10, 0), 4 * 596e6 * 10);
+  EXPECT_DOUBLE_EQ(step_flops(lora, 10, 0), 4.0 * 595'984'384 * 10);
   EXPECT_THAT(flops_formula(model), HasSubstr("4 x 5.96e+08 + 2 x 5.96e+08"));
   EXPECT_EQ(peak_flops("NVIDIA H100 80GB HBM3", DType::kBF16), 989.4e12);
   EXPECT_EQ(peak_flops("NVIDIA H100 PCIe", DType::kBF16), 756e12);
