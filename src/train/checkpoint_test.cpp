@@ -168,12 +168,19 @@ TEST_F(Checkpoint, HalfWrittenFoldersOfDeadProcessesAreRemoved) {
   const pid_t gone = ::fork();
   if (gone == 0) ::_exit(0);
   ASSERT_EQ(::waitpid(gone, nullptr, 0), gone);
-  for (const int64_t process : {int64_t{gone}, int64_t{::getpid()}, int64_t{::getppid()}}) {
+  const pid_t alive = ::fork();
+  if (alive == 0) {
+    ::pause();
+    ::_exit(0);
+  }
+  for (const pid_t process : {gone, ::getpid(), alive}) {
     fs::create_directories(fmt::format("{}/checkpoint-5.tmp-{}/x", folder_, process));
   }
   fs::create_directories(folder_ + "/notes.tmp-1");
   CheckpointWriter writer({.folder = folder_});
-  EXPECT_THAT(names(), ElementsAre(fmt::format("checkpoint-5.tmp-{}", ::getppid()), "notes.tmp-1"));
+  EXPECT_THAT(names(), ElementsAre(fmt::format("checkpoint-5.tmp-{}", alive), "notes.tmp-1"));
+  ::kill(alive, SIGKILL);
+  ASSERT_EQ(::waitpid(alive, nullptr, 0), alive);
 }
 
 // A child that writes checkpoint after checkpoint and tells the step of each finished one; it is
