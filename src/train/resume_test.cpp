@@ -55,7 +55,21 @@ double backward(const Optimizer& optimizer, int64_t step) {
   return loss;
 }
 
-void train(const std::string& folder, const OptimizerOptions& options) {
+CheckpointContents contents_of(int64_t step, const Optimizer& optimizer, const LossGuard& guard) {
+  CheckpointContents contents;
+  contents.state.step = step;
+  contents.state.optimizer = optimizer.settings();
+  contents.state.log["guard"] = guard.state();
+  for (const TrainParameter& p : optimizer.parameters()) {
+    contents.model.emplace_back(p.name, p.value);
+  }
+  contents.tensors["optimizer"] = optimizer.state();
+  return contents;
+}
+
+// Kills its own process after `kill_after` steps, a moment later than the step, so that a write is
+// under way or not; 0: never.
+void train(const std::string& folder, const OptimizerOptions& options, int64_t kill_after) {
   Optimizer optimizer(make_parameters(), options);
   LossGuard guard({.on_spike = GuardAction::kSkip, .window = 8});
   const LearningRateSchedule schedule(
@@ -72,6 +86,7 @@ void train(const std::string& folder, const OptimizerOptions& options) {
     guard.load(state.log["guard"]);
     step = state.step;
   }
+  const int64_t last_step = step + kill_after;
   TrainLog log({.folder = folder,
                 .start_step = step,
                 .total_steps = kTotalSteps,
@@ -85,16 +100,11 @@ void train(const std::string& folder, const OptimizerOptions& options) {
       optimizer.step(rate, clip_scale(norm, 1));
     }
     log.step({.step = step, .loss = loss, .learning_rate = rate, .grad_norm = norm, .seconds = 1});
-    if (step % kSaveEvery != 0) continue;
-    CheckpointContents contents;
-    contents.state.step = step;
-    contents.state.optimizer = optimizer.settings();
-    contents.state.log["guard"] = guard.state();
-    for (const TrainParameter& p : optimizer.parameters()) {
-      contents.model.emplace_back(p.name, p.value);
+    if (step % kSaveEvery == 0) writer.save(contents_of(step, optimizer, guard));
+    if (step == last_step) {
+      ::usleep(static_cast<useconds_t>(step * 997 % 2000));
+      ::raise(SIGKILL);
     }
-    contents.tensors["optimizer"] = optimizer.state();
-    writer.save(contents);
   }
   writer.wait();
 }
@@ -109,18 +119,21 @@ const OptimizerOptions kKinds[] = {
 TEST(TrainingChild, DISABLED_Run) {
   const char* folder = std::getenv("REFT_TEST_FOLDER");
   const char* kind = std::getenv("REFT_TEST_KIND");
-  ASSERT_TRUE(folder != nullptr && kind != nullptr);
-  train(folder, kKinds[std::atoi(kind)]);
+  const char* kill_after = std::getenv("REFT_TEST_KILL_AFTER");
+  ASSERT_TRUE(folder != nullptr && kind != nullptr && kill_after != nullptr);
+  train(folder, kKinds[std::atoi(kind)], std::atoi(kill_after));
 }
 
-pid_t start_training(const std::string& folder, int kind) {
+// Returns how the child ended.
+int run_training(const std::string& folder, int kind, int64_t kill_after) {
   const std::string folder_setting = "REFT_TEST_FOLDER=" + folder;
   const std::string kind_setting = "REFT_TEST_KIND=" + std::to_string(kind);
+  const std::string kill_setting = "REFT_TEST_KILL_AFTER=" + std::to_string(kill_after);
   const std::vector<const char*> arguments = {"test_train", "--gtest_filter=TrainingChild.*",
                                               "--gtest_also_run_disabled_tests", "--gtest_brief=1",
                                               nullptr};
   std::vector<const char*> environment = {folder_setting.c_str(), kind_setting.c_str(),
-                                          "REFT_LOG_LEVEL=error"};
+                                          kill_setting.c_str(), "REFT_LOG_LEVEL=error"};
   for (char** entry = environ; *entry != nullptr; ++entry) environment.push_back(*entry);
   environment.push_back(nullptr);
   pid_t child = 0;
@@ -128,33 +141,24 @@ pid_t start_training(const std::string& folder, int kind) {
                           const_cast<char* const*>(arguments.data()),
                           const_cast<char* const*>(environment.data())),
             0);
-  return child;
+  int status = -1;
+  EXPECT_EQ(::waitpid(child, &status, 0), child);
+  return status;
 }
 
 class ResumeAfterKill : public testing::TestWithParam<int> {};
 
 TEST_P(ResumeAfterKill, EndsWithTheSameBytes) {
-  const fs::path root = fs::temp_directory_path() / fmt::format("reft_resume_{}", ::getpid());
+  const fs::path root =
+      fs::temp_directory_path() / fmt::format("reft_resume_{}_{}", ::getpid(), GetParam());
   const std::string whole = root / "whole", killed = root / "killed";
-  int status = 0;
-  const pid_t uninterrupted = start_training(whole, GetParam());
-  ASSERT_EQ(::waitpid(uninterrupted, &status, 0), uninterrupted);
-  ASSERT_EQ(status, 0);
-
+  ASSERT_EQ(run_training(whole, GetParam(), 0), 0);
   std::mt19937 random(3);
-  int kills = 0;
   for (int round = 0; round < 8; ++round) {
-    const pid_t child = start_training(killed, GetParam());
-    ::usleep(std::uniform_int_distribution<useconds_t>(0, 150'000)(random));
-    ::kill(child, SIGKILL);
-    ASSERT_EQ(::waitpid(child, &status, 0), child);
-    kills += WIFSIGNALED(status) ? 1 : 0;
-    ASSERT_TRUE(WIFSIGNALED(status) || status == 0);
+    const int status = run_training(killed, GetParam(), 1 + random() % 7);
+    ASSERT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) << status;
   }
-  ASSERT_GT(kills, 0);
-  const pid_t last = start_training(killed, GetParam());
-  ASSERT_EQ(::waitpid(last, &status, 0), last);
-  ASSERT_EQ(status, 0);
+  ASSERT_EQ(run_training(killed, GetParam(), 0), 0);
 
   const std::string end = fmt::format("/checkpoint-{}/", kTotalSteps);
   for (const std::string& file : {end + "model.safetensors", end + "optimizer.safetensors",
