@@ -16,7 +16,7 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-LAYERS = ["text", "server", "models", "engine", "hub", "cli", "backends/cpu", "tensor", "base", "ops", "nn"]
+LAYERS = ["text", "server", "models", "engine", "hub", "cli", "backends/cpu", "tensor", "base", "ops", "nn", "train"]
 SKIPPED = {"unicode_tables.cpp"}  # data
 FINDING = re.compile(r"^\S+:\d+:\d+: warning: .*\[(?!clang-diagnostic)[a-z][^\]]*\]$")
 

@@ -79,6 +79,14 @@ void ProgressBar::advance(int64_t n) {
   state_->draw(false);
 }
 
+void ProgressBar::hide() {
+  std::lock_guard lock(state_->mutex);
+  if (state_->quiet || !state_->terminal || state_->finished) return;
+  std::fputs("\r\x1b[2K", stderr);
+  std::fflush(stderr);
+  state_->drawn = {};
+}
+
 void ProgressBar::finish() {
   std::lock_guard lock(state_->mutex);
   if (state_->finished) return;

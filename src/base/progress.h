@@ -18,6 +18,8 @@ class ProgressBar {
   ProgressBar& operator=(const ProgressBar&) = delete;
 
   void advance(int64_t n = 1);
+  // Takes the bar off the terminal until it is drawn next, so that a line can be printed.
+  void hide();
   void finish();
 
  private:

@@ -13,7 +13,8 @@
 #include "models/config.h"
 #include "models/dummy.h"
 #include "models/model.h"
-#include "tensor/safetensors.h"
+#include "tensor/checkpoint_reader.h"
+#include "tensor/safetensors_writer.h"
 
 namespace reft {
 namespace {

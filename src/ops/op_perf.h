@@ -11,6 +11,7 @@
 #include "ops/linear.h"
 #include "ops/norm.h"
 #include "ops/op_cases.h"
+#include "ops/optimizer.h"
 #include "ops/sampling.h"
 
 namespace reft {
@@ -181,6 +182,27 @@ inline void perf_sampling(const OpPerf& perf, const PerfModel& m, int64_t rows) 
   perf.line("score top 5 " + at, bytes, 0, [&] { score(logits, targets, 5); });
 }
 
+// The update steps of one matrix of the feed-forward part.
+inline void perf_optimizer(const OpPerf& perf, const PerfModel& m) {
+  const Tensor grad = random_values({m.ffn, m.hidden}, 1);
+  const auto zeros = [&](DType dtype) { return Tensor::zeros(grad.shape(), dtype); };
+  Tensor value = random_values({m.ffn, m.hidden}, 2), rounded = value.to(DType::kBF16), master;
+  Tensor first = zeros(DType::kF32), second = zeros(DType::kF32);
+  Tensor first16 = zeros(DType::kBF16), second16 = zeros(DType::kBF16);
+  Adam8State state = Adam8State::zeros(value);
+  const AdamWArgs args{.learning_rate = 1e-5};
+  const auto n = static_cast<double>(grad.numel()), d = static_cast<double>(m.hidden);
+  perf.line(fmt::format("adamw {}", m.name), 28 * n, 0,
+            [&] { adamw(value, master, first, second, grad, args); });
+  perf.line(fmt::format("adamw bfloat16 {}", m.name), 16 * n, 0,
+            [&] { adamw(rounded, master, first16, second16, grad, args); });
+  perf.line(fmt::format("adamw_8bit {}", m.name), 16 * n, 0,
+            [&] { adamw_8bit(value, master, state, grad, args); });
+  perf.line(fmt::format("square_sums {}", m.name), 4 * n, 0, [&] { global_norm({&grad, 1}); });
+  perf.line(fmt::format("orthogonalize {}", m.name), 0, 5 * (4 * d * n + 2 * d * d * d),
+            [&] { orthogonalize(first); });
+}
+
 inline void print_op_perf(const std::string& filter) {
   const OpPerf perf{filter};
   const PerfModel models[] = {{"smollm2", 576, 1536, 9, 3, 64, 49152, false},
@@ -202,6 +224,7 @@ inline void print_op_perf(const std::string& filter) {
       }
     }
     for (const int64_t rows : {1, 8}) perf_sampling(perf, m, rows);
+    perf_optimizer(perf, m);
   }
 }
 

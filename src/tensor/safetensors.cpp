@@ -1,10 +1,6 @@
 #include "tensor/safetensors.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <optional>
@@ -319,52 +315,6 @@ class SafetensorsReader : public CheckpointReader {
   TensorTable table_;
 };
 
-// A file that is removed again unless it is committed.
-class TemporaryFile {
- public:
-  explicit TemporaryFile(std::string path)
-      : path_(std::move(path)), temporary_(fmt::format("{}.tmp-{}", path_, ::getpid())) {
-    fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    check(fd_ >= 0, "cannot create '{}': {}", temporary_, std::strerror(errno));
-  }
-  ~TemporaryFile() {
-    if (fd_ >= 0) ::close(fd_);
-    if (!committed_) ::unlink(temporary_.c_str());
-  }
-  TemporaryFile(const TemporaryFile&) = delete;
-  TemporaryFile& operator=(const TemporaryFile&) = delete;
-
-  void write(const void* data, size_t bytes) {
-    const char* at = static_cast<const char*>(data);
-    while (bytes > 0) {
-      const ssize_t written = ::write(fd_, at, bytes);
-      if (written < 0 && errno == EINTR) continue;
-      check(written >= 0, "cannot write '{}': {}", temporary_, std::strerror(errno));
-      at += written;
-      bytes -= static_cast<size_t>(written);
-    }
-  }
-  void commit() {
-    check(::fsync(fd_) == 0, "cannot sync '{}': {}", temporary_, std::strerror(errno));
-    check(::rename(temporary_.c_str(), path_.c_str()) == 0, "cannot rename '{}' to '{}': {}",
-          temporary_, path_, std::strerror(errno));
-    committed_ = true;
-  }
-
- private:
-  std::string path_;
-  std::string temporary_;
-  int fd_ = -1;
-  bool committed_ = false;
-};
-
-const char* safetensors_name(DType dtype, const std::string& tensor) {
-  for (const NamedDType& known : kDTypes) {
-    if (known.dtype == dtype) return known.name;
-  }
-  fail("tensor '{}' is {}, which safetensors cannot hold", tensor, dtype_name(dtype));
-}
-
 }  // namespace
 
 std::unique_ptr<CheckpointReader> open_safetensors(const std::string& path) {
@@ -379,50 +329,11 @@ std::vector<TensorEntry> parse_safetensors_header(std::span<const std::byte> fil
   return entries;
 }
 
-void write_safetensors(const std::string& path,
-                       const std::vector<std::pair<std::string, Tensor>>& tensors,
-                       const std::map<std::string, std::string>& metadata) {
-  // Widest elements first, so that every tensor is aligned to its element.
-  std::vector<const std::pair<std::string, Tensor>*> order;
-  order.reserve(tensors.size());
-  for (const auto& tensor : tensors) order.push_back(&tensor);
-  std::stable_sort(order.begin(), order.end(), [](const auto* a, const auto* b) {
-    return dtype_info(a->second.dtype()).block_bytes > dtype_info(b->second.dtype()).block_bytes;
-  });
-
-  Json header = Json::object();
-  if (!metadata.empty()) header["__metadata__"] = metadata;
-  std::string text = header.dump();
-  text.pop_back();
-  std::unordered_set<std::string> names = {"__metadata__"};
-  int64_t position = 0;
-  for (const auto* item : order) {
-    const auto& [name, tensor] = *item;
-    check(tensor.defined(), "{}: tensor '{}' is undefined", path, name);
-    check(names.insert(name).second, "{}: the name '{}' is taken", path, name);
-    const int64_t end = position + tensor.nbytes();
-    Json entry;
-    entry["dtype"] = safetensors_name(tensor.dtype(), name);
-    entry["shape"] =
-        std::vector<int64_t>(tensor.shape().sizes().begin(), tensor.shape().sizes().end());
-    entry["data_offsets"] = {position, end};
-    text += (text.size() > 1 ? "," : "") + Json(name).dump() + ":" + entry.dump();
-    position = end;
+const char* safetensors_dtype(DType dtype) {
+  for (const NamedDType& known : kDTypes) {
+    if (known.dtype == dtype) return known.name;
   }
-  text += "}";
-  text.append((8 - text.size() % 8) % 8, ' ');
-
-  TemporaryFile file(path);
-  const uint64_t header_bytes = text.size();
-  check(header_bytes <= kMaxHeaderBytes, "{}: a header of {} bytes is too long", path,
-        header_bytes);
-  file.write(&header_bytes, 8);
-  file.write(text.data(), text.size());
-  for (const auto* item : order) {
-    const Tensor packed = item->second.to(kCpuDevice).contiguous();
-    file.write(packed.raw(), static_cast<size_t>(packed.nbytes()));
-  }
-  file.commit();
+  return nullptr;
 }
 
 }  // namespace reft

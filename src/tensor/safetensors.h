@@ -1,9 +1,7 @@
 // safetensors: 8-byte little-endian header length, JSON header {name: {dtype, shape,
-// data_offsets}}, data. Source: huggingface/safetensors, "Format".
+// data_offsets}}, data. Source: huggingface/safetensors, "Format". Writing: safetensors_writer.h.
 #pragma once
 
-#include <functional>
-#include <map>
 #include <span>
 
 #include "tensor/checkpoint_reader.h"
@@ -18,10 +16,7 @@ std::unique_ptr<CheckpointReader> open_safetensors(const std::string& path);
 std::vector<TensorEntry> parse_safetensors_header(std::span<const std::byte> file,
                                                   const std::string& what);
 
-// Writes tensors (CPU or device, made contiguous) with `metadata` to a temporary name and renames
-// it.
-void write_safetensors(const std::string& path,
-                       const std::vector<std::pair<std::string, Tensor>>& tensors,
-                       const std::map<std::string, std::string>& metadata = {{"format", "pt"}});
+// "F32", "BF16" …; null where the format has no such type.
+const char* safetensors_dtype(DType dtype);
 
 }  // namespace reft

@@ -10,6 +10,7 @@
 
 #include "base/file.h"
 #include "tensor/checkpoint_reader.h"
+#include "tensor/safetensors_writer.h"
 
 namespace reft {
 namespace {
