@@ -18,9 +18,7 @@ class Mlp : public Module {
         down_(this, "down_proj", intermediate_size, hidden_size, bias) {}
 
   // x: [T, D]. Returns [T, D].
-  Tensor operator()(const Tensor& x) const {
-    return down_(gate_up_.gated(x, activation_));
-  }
+  Tensor operator()(const Tensor& x) const { return down_(gate_up_.gated(x, activation_)); }
 
  private:
   Activation activation_;
