@@ -65,11 +65,6 @@ std::string short_model_name(const std::string& path) {
   return stem;
 }
 
-const Tokenizer& ServingModel::require_tokenizer() const {
-  check(tokenizer != nullptr, "{} has no tokenizer: choose one with --tokenizer", path);
-  return *tokenizer;
-}
-
 void ModelFlags::declare_model(ArgParser& parser, bool positional) {
   if (positional) parser.positional("MODEL", &model, "The same as --model.");
   parser.group("Model");
