@@ -22,6 +22,8 @@ reft_static_library(reft_pcre2 pcre2-8 pcre2.h)         # libpcre2-dev
 target_compile_definitions(reft_pcre2 INTERFACE PCRE2_CODE_UNIT_WIDTH=8 PCRE2_STATIC)
 reft_static_library(reft_utf8proc utf8proc utf8proc.h)  # libutf8proc-dev
 target_compile_definitions(reft_utf8proc INTERFACE UTF8PROC_STATIC)
+reft_static_library(reft_zlib z zlib.h)                # zlib1g-dev
+reft_static_library(reft_zstd zstd zstd.h)              # libzstd-dev
 reft_static_library(reft_ssl ssl openssl/ssl.h)         # libssl-dev
 reft_static_library(reft_crypto crypto openssl/sha.h)
 target_link_libraries(reft_ssl INTERFACE reft_crypto Threads::Threads ${CMAKE_DL_LIBS})

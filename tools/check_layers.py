@@ -16,8 +16,9 @@ ALLOWED = {
     "text": {"base", "tensor"},
     "hub": {"base"},
     "engine": {"base", "tensor", "ops", "nn", "models", "text"},
+    "train": {"base", "tensor", "ops", "nn", "models", "text", "engine"},
     "server": {"base", "tensor", "ops", "nn", "models", "text", "engine"},
-    "cli": {"base", "tensor", "ops", "nn", "models", "text", "hub", "engine", "server"},
+    "cli": {"base", "tensor", "ops", "nn", "models", "text", "hub", "engine", "train", "server"},
 }
 # Tests may look further: an engine test loads a model file it has written.
 TEST_EXTRA = {"server": {"hub"}}
