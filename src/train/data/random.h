@@ -17,9 +17,7 @@ class SplitMix {
     return z ^ (z >> 31);
   }
   // Uniform in [0, n), 0 < n < 2^32.
-  uint64_t below(uint64_t n) {
-    return (next() >> 32) * n >> 32;
-  }
+  uint64_t below(uint64_t n) { return (next() >> 32) * n >> 32; }
   uint64_t state() const { return state_; }
 
  private:
