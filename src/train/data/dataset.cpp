@@ -119,13 +119,14 @@ void DatasetRows::begin_epoch(int64_t epoch) {
   epoch_ = epoch;
   file_ = 0;
   row_in_epoch_ = 0;
+  row_in_file_ = 0;
   reader_.reset();
   order_files();
 }
 
 bool DatasetRows::next_row(Row* row) {
   if (spec_.max_rows >= 0 && row_in_epoch_ >= spec_.max_rows) return false;
-  for (; file_ < order_.size(); ++file_, reader_.reset()) {
+  for (; file_ < order_.size(); ++file_, row_in_file_ = 0, reader_.reset()) {
     if (reader_ == nullptr) reader_ = open_rows(files_[order_[file_]], unit_);
     const bool found = [&] {
       try {
@@ -155,6 +156,7 @@ bool DatasetRows::next(Example* example) {
                  files_.size() == 1 ? "" : "s", format_->description());
       }
       *example = format_->read(row);
+      example->row_id = split_mix(order_[file_], static_cast<uint64_t>(row_in_file_)).next();
       return true;
     } catch (const RowError& e) {
       if (!skip_bad_rows_)
@@ -165,14 +167,14 @@ bool DatasetRows::next(Example* example) {
 }
 
 Json DatasetRows::state() const {
-  return {
-      {"files", files_},
-      {"epoch", epoch_},
-      {"file", file_},
-      {"row", row_in_epoch_},
-      {"reader", reader_ ? reader_->cursor() : Json()},
-      {"columns", format_row_},
-      {"counts", {counts_.read, counts_.bad, counts_.kept, counts_.truncated, counts_.dropped}}};
+  return {{"files", files_},
+          {"epoch", epoch_},
+          {"file", file_},
+          {"row", row_in_epoch_},
+          {"row_in_file", row_in_file_},
+          {"reader", reader_ ? reader_->cursor() : Json()},
+          {"columns", format_row_},
+          {"counts", counts_.to_json()}};
 }
 
 void DatasetRows::restore(const Json& state) {
@@ -181,6 +183,7 @@ void DatasetRows::restore(const Json& state) {
   begin_epoch(state.at("epoch").get<int64_t>());
   file_ = state.at("file").get<size_t>();
   row_in_epoch_ = state.at("row").get<int64_t>();
+  row_in_file_ = state.at("row_in_file").get<int64_t>();
   if (!state.at("reader").is_null()) {
     check(file_ < order_.size(), "the state of the data set '{}' is damaged", spec_.name);
     reader_ = open_rows(files_[order_[file_]], unit_);
@@ -188,9 +191,7 @@ void DatasetRows::restore(const Json& state) {
   }
   format_row_ = state.at("columns");
   if (!format_row_.is_null()) format_.emplace(Row{format_row_, spec_.name}, spec_.columns);
-  const auto counts = state.at("counts").get<std::vector<int64_t>>();
-  check(counts.size() == 5, "the state of the data set '{}' is damaged", spec_.name);
-  counts_ = {counts[0], counts[1], counts[2], counts[3], counts[4]};
+  counts_ = RowCounts::from_json(state.at("counts"));
 }
 
 }  // namespace reft

@@ -30,6 +30,11 @@ struct RowCounts {
   int64_t kept = 0;       // gave tokens to train on
   int64_t truncated = 0;  // of those kept
   int64_t dropped = 0;    // gave none
+
+  Json to_json() const { return {read, bad, kept, truncated, dropped}; }
+  static RowCounts from_json(const Json& json) {
+    return {json.at(0), json.at(1), json.at(2), json.at(3), json.at(4)};
+  }
 };
 
 // All rows of a data set, once per epoch: file by file, the files in another order each epoch when
@@ -58,6 +63,7 @@ class DatasetRows {
   bool next_row(Row* row);
   void count_row() {
     ++row_in_epoch_;
+    ++row_in_file_;
     ++counts_.read;
   }
 
@@ -71,6 +77,7 @@ class DatasetRows {
   int64_t epoch_ = 0;
   size_t file_ = 0;  // position in order_
   int64_t row_in_epoch_ = 0;
+  int64_t row_in_file_ = 0;
   std::unique_ptr<RowReader> reader_;
   std::optional<RowFormat> format_;
   Json format_row_;  // the first row: detecting on it again gives the same format

@@ -45,6 +45,42 @@ void drop_unanswered(Json* messages, const std::string& place) {
 
 }  // namespace
 
+int64_t Example::num_bytes() const {
+  size_t bytes = text.size() + 64;
+  for (const Json* list : {&messages, &chosen, &rejected}) {
+    for (const Json& message : *list) {
+      bytes += message["content"].get_ref<const std::string&>().size() + 64;
+    }
+  }
+  return static_cast<int64_t>(bytes);
+}
+
+Json Example::to_json() const {
+  return {{"kind", static_cast<int>(kind)},
+          {"text", text},
+          {"messages", messages},
+          {"chosen", chosen},
+          {"rejected", rejected},
+          {"tools", tools},
+          {"desirable", desirable},
+          {"place", place},
+          {"row_id", row_id}};
+}
+
+Example Example::from_json(const Json& json) {
+  Example out;
+  out.kind = static_cast<Kind>(json.at("kind").get<int>());
+  out.text = json.at("text").get<std::string>();
+  out.messages = json.at("messages");
+  out.chosen = json.at("chosen");
+  out.rejected = json.at("rejected");
+  out.tools = json.at("tools");
+  out.desirable = json.at("desirable").get<bool>();
+  out.place = json.at("place").get<std::string>();
+  out.row_id = json.at("row_id").get<uint64_t>();
+  return out;
+}
+
 std::string RowFormat::column(const char* name) const {
   const auto it = names_.find(name);
   if (it != names_.end()) return it->second;

@@ -37,6 +37,11 @@ struct Example {
   Json tools;     // list of tools, or null
   bool desirable = true;
   std::string place;
+  uint64_t row_id = 0;  // the same in every run: which file of the set, which row of the file
+
+  int64_t num_bytes() const;  // of its texts, about
+  Json to_json() const;
+  static Example from_json(const Json& json);
 };
 
 // Names of columns and of what is inside a conversation, where they are not the usual ones: the

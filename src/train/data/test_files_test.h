@@ -27,6 +27,10 @@ class TempFolder {
     std::ofstream(path(name), std::ios::binary) << text;
     return path(name);
   }
+  std::string read(const std::string& name) const {
+    std::ifstream file(path(name), std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), {}};
+  }
 
  private:
   std::string path_;
