@@ -1,3 +1,4 @@
+#include "base/json_text.h"
 #include "train/data/row_readers.h"
 
 namespace reft {
@@ -9,7 +10,8 @@ class CsvRows : public RowReader {
   CsvRows(const std::string& path, char separator) : stream_(path), separator_(separator) {
     stream_.skip_byte_order_mark();
     check(read_record(&columns_), "{}: the file has no header", path);
-    for (const std::string& column : columns_) {
+    for (std::string& column : columns_) {
+      column = to_valid_utf8(column);
       check(!column.empty(), "{}:1: the header has a column without a name", path);
     }
   }
@@ -24,7 +26,9 @@ class CsvRows : public RowReader {
                                  fields_.size(), columns_.size()));
     }
     row->value = Json::object();
-    for (size_t i = 0; i < columns_.size(); ++i) row->value[columns_[i]] = std::move(fields_[i]);
+    for (size_t i = 0; i < columns_.size(); ++i) {
+      row->value[columns_[i]] = to_valid_utf8(fields_[i]);
+    }
     return true;
   }
   Json cursor() const override { return TextPlace{stream_.offset(), line_}.to_json(); }

@@ -214,6 +214,27 @@ TEST(Loader, SameTokensFromEveryKindOfFile) {
   }
 }
 
+// The same of Parquet, against the JSON lines of the same rows.
+TEST(Loader, SameTokensFromParquet) {
+  const std::string folder = std::string(REFT_SOURCE_DIR) + "/tests/golden/training/parquet/";
+  const ExampleEncoder encoder = make_encoder(Stage::kSft);
+  std::vector<int32_t> expected;
+  for (const char* name : {"rows.jsonl", "snappy.parquet", "zstd.parquet", "gzip.parquet"}) {
+    LoaderOptions options = options_for({folder + name});
+    options.mix.shuffle = false;
+    DataLoader loader(options, encoder);
+    std::vector<int32_t> stream;
+    TrainBatch batch;
+    while (loader.next(&batch)) {
+      stream.insert(stream.end(), batch.token_ids.begin(), batch.token_ids.end());
+      stream.insert(stream.end(), batch.labels.begin(), batch.labels.end());
+    }
+    if (expected.empty()) expected = stream;
+    EXPECT_EQ(stream, expected) << name;
+  }
+  EXPECT_FALSE(expected.empty());
+}
+
 TEST(Loader, MixesByWeight) {
   TempFolder folder;
   for (const auto& [name, rows] : {std::pair{"a", 40}, {"b", 400}, {"c", 3000}}) {

@@ -12,17 +12,19 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kKnownKinds = ".json, .jsonl, .csv, .tsv or .txt";
+constexpr const char* kKnownKinds = ".json, .jsonl, .csv, .tsv, .txt or .parquet";
 
 // ".jsonl" of "a.jsonl.gz"; ".ndjson" and ".text" by their usual names; empty: not a data file.
 std::string kind_of(const std::string& path) {
   fs::path name = path;
   const std::string compression = name.extension();
-  if (compression == ".gz" || compression == ".zst") name = name.stem();
+  const bool compressed = compression == ".gz" || compression == ".zst";
+  if (compressed) name = name.stem();
   const std::string extension = name.extension();
   if (extension == ".ndjson") return ".jsonl";
   if (extension == ".text") return ".txt";
-  for (const char* kind : {".json", ".jsonl", ".csv", ".tsv", ".txt"}) {
+  if (extension == ".parquet" && compressed) return "";
+  for (const char* kind : {".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet"}) {
     if (extension == kind) return kind;
   }
   return "";
@@ -62,7 +64,8 @@ std::unique_ptr<RowReader> open_rows(const std::string& path, TextUnit unit) {
   if (kind == ".jsonl") return open_json_lines(path);
   if (kind == ".csv") return open_csv_rows(path, ',');
   if (kind == ".tsv") return open_csv_rows(path, '\t');
-  return open_text_rows(path, unit);
+  if (kind == ".txt") return open_text_rows(path, unit);
+  return open_parquet_rows(path);
 }
 
 std::vector<std::string> list_data_files(const std::string& path) {

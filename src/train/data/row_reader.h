@@ -1,13 +1,14 @@
 // Rows of a data file, one after the other, each a JSON object. Memory does not grow with the file:
-// a reader holds one row. One thread at a time.
+// a reader holds a row, and of Parquet a page of each column. One thread at a time.
 //
 // | extension | a row is |
 // | .json | an element of the top-level array, or one of the values that follow each other |
 // | .jsonl, .ndjson | a line (blank lines are passed over) |
 // | .csv, .tsv | a record (RFC 4180) after the header; every value is a string |
 // | .txt, .text | {"text": line}; see TextUnit |
+// | .parquet | a row; structs become objects, lists arrays |
 //
-// All may be followed by .gz or .zst.
+// All but Parquet may be followed by .gz or .zst. Bytes that are not UTF-8 become U+FFFD.
 #pragma once
 
 #include <memory>
@@ -26,7 +27,7 @@ class RowError : public Error {
 
 struct Row {
   Json value;
-  std::string place;  // "data/a.jsonl:17"
+  std::string place;  // "data/a.jsonl:17", or "data/a.parquet: row 17"
 };
 
 // What of a text file is a row, as in `sample_by` of Hugging Face's text loader: a line without its

@@ -182,6 +182,68 @@ TEST(RowReader, CursorRestores) {
   }
 }
 
+std::string parquet(const std::string& name) {
+  return std::string(REFT_SOURCE_DIR) + "/tests/golden/training/parquet/" + name;
+}
+
+// Codecs, page versions, several row groups and pages, nulls, lists of structs and of lists.
+TEST(RowReader, Parquet) {
+  std::vector<Json> expected;
+  auto lines = open_rows(parquet("rows.jsonl"));
+  Row row;
+  while (lines->next(&row)) expected.push_back(row.value);
+  ASSERT_EQ(expected.size(), 60u);
+  for (const char* name : {"snappy", "zstd", "gzip", "plain"}) {
+    const std::string path = parquet(std::string(name) + ".parquet");
+    auto reader = open_rows(path);
+    for (size_t i = 0; i < expected.size(); ++i) {
+      ASSERT_TRUE(reader->next(&row)) << name << " " << i;
+      EXPECT_EQ(row.value, expected[i]) << name << " " << i;
+      EXPECT_EQ(row.place, fmt::format("{}: row {}", path, i + 1));
+      auto other = open_rows(path);
+      other->seek(Json::parse(reader->cursor().dump()));
+      Row following;
+      ASSERT_EQ(other->next(&following), i + 1 < expected.size()) << name << " " << i;
+      if (i + 1 < expected.size()) {
+        EXPECT_EQ(following.value, expected[i + 1]) << name << " " << i;
+      }
+    }
+    EXPECT_FALSE(reader->next(&row));
+  }
+}
+
+// T15: cut anywhere or with a byte changed, a file gives an error that names it, or the rows.
+TEST(RowReader, DamagedParquet) {
+  TempFolder folder;
+  std::ifstream file(parquet("zstd.parquet"), std::ios::binary);
+  const std::string data{std::istreambuf_iterator<char>(file), {}};
+  ASSERT_GT(data.size(), 4000u);
+  auto read = [&](const std::string& bytes) -> std::string {
+    const std::string path = folder.write("cut.parquet", bytes);
+    try {
+      auto reader = open_rows(path);
+      Row row;
+      while (reader->next(&row)) {
+      }
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return "no error";
+  };
+  EXPECT_EQ(read(data), "no error");
+  for (size_t size : {size_t{0}, size_t{3}, size_t{100}, data.size() / 2, data.size() - 1}) {
+    EXPECT_THAT(read(data.substr(0, size)), HasSubstr("cut.parquet")) << size;
+  }
+  for (size_t at = 0; at < data.size(); at += 13) {
+    std::string changed = data;
+    changed[at] = static_cast<char>(changed[at] ^ 0x55);
+    const std::string error = read(changed);
+    if (error != "no error") {
+      EXPECT_THAT(error, HasSubstr("cut.parquet")) << at;
+    }
+  }
+}
+
 TEST(RowReader, ListsFiles) {
   TempFolder folder;
   folder.write("set/b.jsonl", "");

@@ -11,6 +11,8 @@ std::unique_ptr<RowReader> open_json_lines(const std::string& path);
 std::unique_ptr<RowReader> open_csv_rows(const std::string& path, char separator);
 std::unique_ptr<RowReader> open_text_rows(const std::string& path, TextUnit unit);
 
+std::unique_ptr<RowReader> open_parquet_rows(const std::string& path);
+
 // The place of readers of text: the next byte, and the number of the line it is in.
 struct TextPlace {
   int64_t offset = 0;

@@ -1,3 +1,4 @@
+#include "base/json_text.h"
 #include "train/data/row_readers.h"
 
 namespace reft {
@@ -17,7 +18,7 @@ class TextRows : public RowReader {
     int64_t line = line_;
     if (!read_unit(&line)) return false;
     row->place = fmt::format("{}:{}", stream_.path(), line);
-    row->value = Json{{"text", std::move(text_)}};
+    row->value = Json{{"text", to_valid_utf8(text_)}};
     return true;
   }
   Json cursor() const override { return TextPlace{stream_.offset(), line_}.to_json(); }
