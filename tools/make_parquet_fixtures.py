@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes tests/golden/training/parquet: small Parquet files, and rows.jsonl with the rows that they hold.
+"""Writes tests/train/data/parquet: small Parquet files, and rows.jsonl with the rows that they hold.
 
   tools/make_parquet_fixtures.py        needs pyarrow
 """
@@ -9,7 +9,7 @@ import pathlib
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-OUT = pathlib.Path(__file__).resolve().parent.parent / "tests" / "golden" / "training" / "parquet"
+OUT = pathlib.Path(__file__).resolve().parent.parent / "tests" / "train" / "data" / "parquet"
 WORDS = "hello world 日本語 café 🙂 a\nb \"quoted\" end.".split(" ")
 
 

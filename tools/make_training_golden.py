@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes tests/golden/training: a small tokenizer, and conversations with what transformers makes of them.
+"""Writes tests/train/data: a small tokenizer, and conversations with what transformers makes of them.
 
 masks.json holds, per conversation, the ids of apply_chat_template and the spans of its assistant mask
 (return_assistant_tokens_mask) for the built-in templates with {% generation %} blocks put in by MARKS below; the
@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-OUT = ROOT / "tests" / "golden" / "training"
+OUT = ROOT / "tests" / "train" / "data"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
            "<|eot_id|>", "<start_of_turn>", "<end_of_turn>"]
 PLAIN = ["<tool_call>", "</tool_call>", "<think>", "</think>"]  # added, not special, as in Qwen3

@@ -10,7 +10,7 @@ namespace {
 using testing::HasSubstr;
 
 std::string golden(const std::string& name) {
-  return std::string(REFT_SOURCE_DIR) + "/tests/golden/training/" + name;
+  return std::string(REFT_SOURCE_DIR) + "/tests/train/data/" + name;
 }
 
 const Tokenizer& tokenizer() {

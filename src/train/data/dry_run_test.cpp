@@ -14,7 +14,7 @@ TEST(DryRun, ShowsWhatIsLearnt) {
                    "{\"instruction\": \"hi \\u001b[31m\", \"output\": \"日本\"}\n"
                    "{\"conversations\": 1}\n"
                    "{\"instruction\": \"who\", \"output\": \"reft\"}\n");
-  const auto tokenizer = load_tokenizer(std::string(REFT_SOURCE_DIR) + "/tests/golden/training");
+  const auto tokenizer = load_tokenizer(std::string(REFT_SOURCE_DIR) + "/tests/train/data");
   const ChatEncoder chat(resolve_chat_template("chatml"), *tokenizer);
   const ExampleEncoder encoder(*tokenizer, &chat, {.cutoff_len = 64});
   LoaderOptions options;

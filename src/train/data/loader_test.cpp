@@ -14,7 +14,7 @@ using testing::HasSubstr;
 
 const Tokenizer& tokenizer() {
   static const std::unique_ptr<Tokenizer> instance =
-      load_tokenizer(std::string(REFT_SOURCE_DIR) + "/tests/golden/training");
+      load_tokenizer(std::string(REFT_SOURCE_DIR) + "/tests/train/data");
   return *instance;
 }
 
@@ -216,7 +216,7 @@ TEST(Loader, SameTokensFromEveryKindOfFile) {
 
 // The same of Parquet, against the JSON lines of the same rows.
 TEST(Loader, SameTokensFromParquet) {
-  const std::string folder = std::string(REFT_SOURCE_DIR) + "/tests/golden/training/parquet/";
+  const std::string folder = std::string(REFT_SOURCE_DIR) + "/tests/train/data/parquet/";
   const ExampleEncoder encoder = make_encoder(Stage::kSft);
   std::vector<int32_t> expected;
   for (const char* name : {"rows.jsonl", "snappy.parquet", "zstd.parquet", "gzip.parquet"}) {

@@ -183,7 +183,7 @@ TEST(RowReader, CursorRestores) {
 }
 
 std::string parquet(const std::string& name) {
-  return std::string(REFT_SOURCE_DIR) + "/tests/golden/training/parquet/" + name;
+  return std::string(REFT_SOURCE_DIR) + "/tests/train/data/parquet/" + name;
 }
 
 // Codecs, page versions, several row groups and pages, nulls, lists of structs and of lists.
