@@ -35,11 +35,15 @@ class Column {
   Column(const std::string& file, const carquet_schema_t* schema, int32_t index,
          std::vector<PathNode> path)
       : file_(file), index_(index), path_(std::move(path)) {
-    type_ = carquet_schema_column_type(schema, index);
+    // As a number: a damaged file may hold one that is no type.
+    type_ = static_cast<int>(carquet_schema_column_type(schema, index));
     max_definition_ = carquet_schema_max_def_level(schema, index);
-    check(type_ != CARQUET_PHYSICAL_FIXED_LEN_BYTE_ARRAY && type_ != CARQUET_PHYSICAL_INT96,
-          "'{}': column '{}' has a type that cannot be read (fixed-length bytes or INT96)", file_,
-          name());
+    constexpr std::array kReadable = {CARQUET_PHYSICAL_BOOLEAN, CARQUET_PHYSICAL_INT32,
+                                      CARQUET_PHYSICAL_INT64,   CARQUET_PHYSICAL_FLOAT,
+                                      CARQUET_PHYSICAL_DOUBLE,  CARQUET_PHYSICAL_BYTE_ARRAY};
+    check(std::find(kReadable.begin(), kReadable.end(), type_) != kReadable.end(),
+          "'{}': column '{}' has the type {}, which cannot be read (fixed-length bytes, INT96)",
+          file_, name(), type_);
   }
 
   const std::vector<PathNode>& path() const { return path_; }
@@ -134,7 +138,7 @@ class Column {
   const std::string& file_;
   int32_t index_;
   std::vector<PathNode> path_;
-  carquet_physical_type_t type_;
+  int type_ = 0;
   int16_t max_definition_ = 0;
   std::unique_ptr<carquet_column_reader_t, Closer> reader_;
   std::vector<Json> values_;  // of the entries that were read; null where there is none
