@@ -22,6 +22,9 @@ reft_static_library(reft_pcre2 pcre2-8 pcre2.h)         # libpcre2-dev
 target_compile_definitions(reft_pcre2 INTERFACE PCRE2_CODE_UNIT_WIDTH=8 PCRE2_STATIC)
 reft_static_library(reft_utf8proc utf8proc utf8proc.h)  # libutf8proc-dev
 target_compile_definitions(reft_utf8proc INTERFACE UTF8PROC_STATIC)
+reft_static_library(reft_zlib z zlib.h)                # zlib1g-dev
+reft_static_library(reft_zstd zstd zstd.h)              # libzstd-dev
+reft_static_library(reft_lz4 lz4 lz4.h)                 # liblz4-dev
 reft_static_library(reft_ssl ssl openssl/ssl.h)         # libssl-dev
 reft_static_library(reft_crypto crypto openssl/sha.h)
 target_link_libraries(reft_ssl INTERFACE reft_crypto Threads::Threads ${CMAKE_DL_LIBS})
@@ -38,6 +41,29 @@ target_link_libraries(reft_http PUBLIC reft_ssl)
 target_include_directories(reft_http SYSTEM PUBLIC ${Boost_INCLUDE_DIRS})
 target_compile_definitions(reft_http PUBLIC BOOST_ERROR_CODE_HEADER_ONLY BOOST_ASIO_SEPARATE_COMPILATION
                            BOOST_BEAST_SEPARATE_COMPILATION)
+
+# Parquet.
+include(cmake/pypi.cmake)
+reft_pypi_source(carquet 0.7.2 5d57c00217906e672fe8b569d8a24c6cbd6d1ab7736d56057e9b884f1a043e7d)
+set(CARQUET_ZLIB_TARGET reft_zlib)
+set(CARQUET_ZSTD_TARGET reft_zstd)
+set(CARQUET_LZ4_TARGET reft_lz4)
+set(CARQUET_ENABLE_BROTLI OFF CACHE BOOL "" FORCE)
+set(CARQUET_BUILD_CLI OFF CACHE BOOL "" FORCE)
+set(CMAKE_DISABLE_FIND_PACKAGE_OpenMP ON)
+add_subdirectory(${CMAKE_BINARY_DIR}/archives/carquet-0.7.2/native ${CMAKE_BINARY_DIR}/carquet EXCLUDE_FROM_ALL)
+unset(CMAKE_DISABLE_FIND_PACKAGE_OpenMP)
+target_compile_options(carquet PRIVATE -w)
+# Without "undefined": its SIMD reads numbers where they lie, aligned or not.
+if(REFT_SANITIZE)
+  string(REPLACE ",undefined" "" sanitizers "${REFT_SANITIZE}")
+  target_compile_options(carquet PRIVATE -fsanitize=${sanitizers} -fno-omit-frame-pointer)
+elseif(REFT_FUZZ)
+  target_compile_options(carquet PRIVATE -fsanitize=fuzzer-no-link,address -fno-omit-frame-pointer)
+endif()
+add_library(reft_parquet INTERFACE)
+target_link_libraries(reft_parquet INTERFACE carquet)
+target_include_directories(reft_parquet SYSTEM INTERFACE ${CMAKE_BINARY_DIR}/archives/carquet-0.7.2/native/include)
 
 if(REFT_TESTS)
   find_package(GTest REQUIRED)          # libgtest-dev, libgmock-dev

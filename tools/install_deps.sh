@@ -5,9 +5,10 @@ set -euo pipefail
 
 build_packages=(ca-certificates g++ cmake ninja-build ccache pkg-config python3 python3-venv
   libfmt-dev libspdlog-dev nlohmann-json3-dev libssl-dev libpcre2-dev libutf8proc-dev
+  zlib1g-dev libzstd-dev liblz4-dev
   libedit-dev libncurses-dev libbsd-dev libmd-dev
   libjs-markdown-it libjs-highlight.js libjs-katex fonts-katex libjs-chart.js)
-test_packages=(libgtest-dev libgmock-dev libzstd-dev curl zstd file git zsh fish)
+test_packages=(libgtest-dev libgmock-dev curl zstd file git zsh fish)
 
 packages=("${build_packages[@]}")
 [ "${1:-}" = --tests ] && packages+=("${test_packages[@]}")

@@ -110,7 +110,15 @@ std::string ChatTemplate::content_format() const {
   return state_->program->loops_over_content ? "openai" : "string";
 }
 
+bool ChatTemplate::marks_generation() const { return state_->program->has_generation; }
+
 std::string ChatTemplate::render(const ChatTemplateInput& input) const {
+  std::vector<TextSpan> generated;
+  return render(input, &generated);
+}
+
+std::string ChatTemplate::render(const ChatTemplateInput& input,
+                                 std::vector<TextSpan>* generated) const {
   check(input.messages.is_array(), "messages must be an array");
   check(input.kwargs.is_object() || input.kwargs.is_null(),
         "chat_template_kwargs must be an object");
@@ -154,6 +162,8 @@ std::string ChatTemplate::render(const ChatTemplateInput& input) const {
   interpreter.define("tools", jinja::Value::from_json(input.tools));
   interpreter.define("add_generation_prompt", jinja::Value::boolean(input.add_generation_prompt));
   std::string rendered = interpreter.render();
+  generated->clear();
+  for (const auto& [begin, end] : interpreter.generated()) generated->push_back({begin, end});
   if (input.continue_final_message) cut_after_final_message(rendered, final_text, tag);
   return rendered;
 }

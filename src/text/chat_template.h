@@ -22,6 +22,12 @@ struct ChatTemplateInput {
   std::string pad_token;
 };
 
+// Bytes [begin, end) of a text.
+struct TextSpan {
+  size_t begin = 0;
+  size_t end = 0;
+};
+
 // Immutable and thread-safe. Sandboxed: no I/O, caps on instructions, output bytes, recursion and
 // time.
 class ChatTemplate {
@@ -34,6 +40,10 @@ class ChatTemplate {
 
   // Throws Error with the template's own message for raise_exception, and for exceeded caps.
   std::string render(const ChatTemplateInput& input) const;
+  // As render(), and what {% generation %} blocks wrote.
+  std::string render(const ChatTemplateInput& input, std::vector<TextSpan>* generated) const;
+  // Whether there is a {% generation %} block.
+  bool marks_generation() const;
   const std::string& source() const;
   // "string" when the template treats content as text only, "openai" when it loops over content
   // parts.

@@ -84,7 +84,8 @@ enum class StmtKind : uint8_t {
   kCallBlock,
   kFilterBlock,
   kWith,
-  kScope,  // a body with variables of its own: block, generation
+  kScope,       // a body with variables of its own: block
+  kGeneration,  // the same, and what it prints was written by the assistant
   kBreak,
   kContinue
 };
@@ -120,6 +121,7 @@ struct Program {
   std::vector<std::string> names;
   Body body;
   bool loops_over_content = false;  // content parts, as opposed to text only
+  bool has_generation = false;      // a generation block
 };
 
 }  // namespace reft::jinja

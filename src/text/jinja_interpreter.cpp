@@ -118,8 +118,9 @@ void Interpreter::define(std::string_view name, Value value) {
 }
 
 std::string Interpreter::render() {
-  std::string out;
-  out_ = &out;
+  root_.clear();
+  generated_.clear();
+  out_ = &root_;
   try {
     exec(program_->body);
   } catch (const RaisedError&) {
@@ -130,7 +131,7 @@ std::string Interpreter::render() {
       message.remove_prefix(kErrorPrefix.size());
     fail("chat template: {}: {}", describe_position(program_->source, position_), message);
   }
-  return out;
+  return std::move(root_);
 }
 
 void Interpreter::emit(std::string_view text) {
@@ -559,18 +560,16 @@ Interpreter::Flow Interpreter::exec(const Stmt& s) {
       emit(to_str(eval_filter(*s.exprs[0], &v)));
       break;
     }
-    case StmtKind::kWith:
-    case StmtKind::kScope: {
-      auto scope = std::make_shared<Scope>();
-      scope->parent = scope_;
-      std::vector<Value> values;
-      for (const ExprPtr& e : s.exprs) values.push_back(eval(*e));
-      std::shared_ptr<Scope> saved = std::exchange(scope_, std::move(scope));
-      for (size_t i = 0; i < values.size(); ++i) assign(s.targets[i], values[i]);
-      Flow flow = exec(s.bodies[0]);
-      scope_ = std::move(saved);
+    case StmtKind::kGeneration: {
+      const size_t begin = root_.size();
+      const Flow flow = exec_scope(s);
+      // Captured text has no place in the result yet.
+      if (out_ == &root_) generated_.push_back({begin, root_.size()});
       return flow;
     }
+    case StmtKind::kWith:
+    case StmtKind::kScope:
+      return exec_scope(s);
     case StmtKind::kBreak:
       return Flow::kBreak;
     case StmtKind::kContinue:
@@ -637,6 +636,18 @@ Interpreter::Flow Interpreter::run_loop(const Stmt& s, std::vector<Value> items,
     if (flow == Flow::kBreak) break;
   }
   return Flow::kNext;
+}
+
+Interpreter::Flow Interpreter::exec_scope(const Stmt& s) {
+  auto scope = std::make_shared<Scope>();
+  scope->parent = scope_;
+  std::vector<Value> values;
+  for (const ExprPtr& e : s.exprs) values.push_back(eval(*e));
+  std::shared_ptr<Scope> saved = std::exchange(scope_, std::move(scope));
+  for (size_t i = 0; i < values.size(); ++i) assign(s.targets[i], values[i]);
+  Flow flow = exec(s.bodies[0]);
+  scope_ = std::move(saved);
+  return flow;
 }
 
 std::string Interpreter::capture(const Body& body, std::shared_ptr<Scope> scope) {

@@ -68,6 +68,8 @@ class Interpreter {
   // A variable of the template; hides a builtin of the same name.
   void define(std::string_view name, Value value);
   std::string render();
+  // What generation blocks wrote, as [begin, end) of the rendered text, in order.
+  const std::vector<std::pair<size_t, size_t>>& generated() const { return generated_; }
 
   Value call(const Value& callee, CallArgs& args);
   Value attribute(const Value& object, const std::string& name);
@@ -96,6 +98,7 @@ class Interpreter {
   Flow exec(const Stmt& s);
   Flow exec_for(const Stmt& s);
   Flow exec_if(const Stmt& s);
+  Flow exec_scope(const Stmt& s);
   Flow run_loop(const Stmt& s, std::vector<Value> items, int depth);
   std::vector<Value> filter_items(const Stmt& s, std::vector<Value> items);
   void exec_call_block(const Stmt& s);
@@ -114,7 +117,9 @@ class Interpreter {
   std::vector<Value> globals_;  // by interned name
   std::vector<bool> has_global_;
   std::shared_ptr<Scope> scope_;
+  std::string root_;  // the rendered text
   std::string* out_ = nullptr;
+  std::vector<std::pair<size_t, size_t>> generated_;
   uint32_t position_ = 0;
   int loop_name_ = -1, caller_name_ = -1, varargs_name_ = -1, kwargs_name_ = -1;
   int call_depth_ = 0;

@@ -628,8 +628,9 @@ class Parser {
       return statement(name == "break" ? StmtKind::kBreak : StmtKind::kContinue, tag.position);
     }
     if (name == "generation" || name == "block") {
-      auto s = statement(StmtKind::kScope, tag.position);
+      auto s = statement(name == "block" ? StmtKind::kScope : StmtKind::kGeneration, tag.position);
       if (name == "block") expect_identifier();
+      if (name == "generation") program_->has_generation = true;
       int loops = std::exchange(loop_depth_, 0);
       s->bodies.push_back(parse_block("end" + name, name));
       loop_depth_ = loops;
