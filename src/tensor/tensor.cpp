@@ -112,6 +112,27 @@ Tensor Tensor::reshape(Shape shape) const {
   return Tensor(storage_, offset_, dtype_, shape);
 }
 
+Tensor Tensor::view_in(StoragePtr storage, DType dtype, int64_t shift) const {
+  Tensor view = *this;
+  const int64_t first =
+      static_cast<int64_t>(offset_) / row_bytes(dtype_, 1) + shift;  // in elements
+  int64_t end = numel() > 0 ? first + 1 : first;
+  for (int i = 0; i < dims() && numel() > 0; ++i) end += (size(i) - 1) * stride(i);
+  check(first >= 0 && row_bytes(dtype, end) <= static_cast<int64_t>(storage->bytes()),
+        "a {} view of elements {} to {} in a storage of {} bytes", dtype_name(dtype), first, end,
+        storage->bytes());
+  view.storage_ = std::move(storage);
+  view.dtype_ = dtype;
+  view.offset_ = static_cast<size_t>(row_bytes(dtype, first));
+  return view;
+}
+
+Tensor Tensor::without_storage() const {
+  Tensor view = *this;
+  view.storage_ = nullptr;
+  return view;
+}
+
 namespace {
 
 // Calls f(flat row index, byte offset of the row) for every row of the last dimension.
