@@ -81,6 +81,12 @@ struct SimdKernels {
   int64_t (*span_scratch)(int64_t group, int64_t head_dim);
   void (*attend_span)(const AttentionSpan& span, float* scratch);
 
+  // c[rows, cols] = (c +) Σ over k of a[k][i] b[k][j]; a: [k, gemm_rows], b: [k, gemm_cols], where
+  // rows ≤ gemm_rows and cols ≤ gemm_cols.
+  int64_t gemm_rows, gemm_cols;
+  void (*gemm_tile)(float* c, int64_t c_stride, const float* a, const float* b, int64_t k,
+                    int64_t rows, int64_t cols, bool accumulate);
+
   // Logits. NaN reads as −inf and +inf as the largest finite number.
   float (*largest)(const float* x, int64_t n);
   // Lowest index of the largest value; 0 when all are −inf.
