@@ -22,16 +22,10 @@
 #include <unordered_map>
 #include <vector>
 
+#include "tensor/gradient.h"
 #include "tensor/tensor.h"
 
 namespace reft {
-
-// Where an op's backward puts d loss / d input.
-struct GradientSlot {
-  Tensor tensor;            // undefined: nobody wants this gradient
-  bool accumulate = false;  // add to `tensor`; else its contents are undefined and all is written
-  explicit operator bool() const { return tensor.defined(); }
-};
 
 class Tape {
  public:

@@ -58,7 +58,7 @@ Tensor Tensor::empty(Shape shape, DType dtype, Device device) {
 
 Tensor Tensor::zeros(Shape shape, DType dtype, Device device) {
   Tensor t = empty(shape, dtype, device);
-  allocator_for(device).fill_zero(t.raw(), static_cast<size_t>(t.nbytes()));
+  t.fill_zero();
   return t;
 }
 
@@ -193,6 +193,11 @@ Tensor Tensor::to(Device target) const {
   Tensor out = empty(shape_, dtype_, target);
   out.copy_from(source);
   return out;
+}
+
+void Tensor::fill_zero() const {
+  check(is_contiguous(), "fill_zero of a view that is not contiguous ({})", str());
+  allocator_for(device()).fill_zero(raw(), static_cast<size_t>(nbytes()));
 }
 
 void Tensor::copy_from(const Tensor& source) const {

@@ -134,6 +134,8 @@ class Tensor {
   Tensor contiguous() const;
   Tensor to(DType dtype) const;
   Tensor to(Device device) const;
+  // Contiguous.
+  void fill_zero() const;
   // Copies all elements of `source` (same shape and dtype, any device) into this view. Both
   // contiguous.
   void copy_from(const Tensor& source) const;

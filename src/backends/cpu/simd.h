@@ -75,6 +75,15 @@ struct SimdKernels {
   void (*norm_rope)(float* y, const float* x, int64_t head_dim, const HeadRule& rule);
   void (*convert)(void* y, DType dtype, const float* x, int64_t n);
 
+  // Gradients. dx (+)=, dweight +=; either may be null.
+  void (*rms_norm_backward)(float* dx, bool accumulate, float* dweight, const float* dy,
+                            const float* x, const float* weight, int64_t n, float eps,
+                            float offset);
+  void (*gated_backward)(float* dgate, float* dup, bool accumulate, const float* dy,
+                         const float* gate, const float* up, int64_t n, Activation activation);
+  // out += scale x
+  void (*add_scaled)(float* out, const float* x, float scale, int64_t n);
+
   // `scratch`: floats, 64-byte aligned, as many as the _scratch function says.
   int64_t (*tile_scratch)(int64_t head_dim);
   void (*attend_tile)(const AttentionTile& tile, float* scratch);

@@ -62,6 +62,8 @@ inline int append(int32_t* ids, VecI mask, int32_t base) {
 //
 #include "backends/cpu/simd_elementwise.inc"
 //
+#include "backends/cpu/simd_backward.inc"
+//
 #include "backends/cpu/simd_attention.inc"
 //
 #include "backends/cpu/simd_gemm.inc"
