@@ -30,12 +30,14 @@ struct ScoreRule {
 struct AttentionTile {
   KvRows kv;
   ScoreRule rule;
-  const float* q;  // of token 0 and the group's first head; tokens are `stride` floats apart
+  const float* q;  // of token 0 and the group's first head; tokens are q_stride floats apart
   float* out;
-  int64_t stride, group;
+  int64_t q_stride, out_stride, group;
   int64_t row_begin, row_end;
   int64_t first_key;  // last key that token 0 sees; token j sees j more
   int64_t window;
+  float* lse = nullptr;  // log of the softmax's denominator; tokens are lse_stride floats apart
+  int64_t lse_stride = 0;
 };
 inline constexpr int64_t kTileRows = 64;
 
@@ -73,6 +75,10 @@ struct SimdKernels {
 
   // Norm and rotation of one head; then float to the cache's dtype.
   void (*norm_rope)(float* y, const float* x, int64_t head_dim, const HeadRule& rule);
+  // Its gradient; dweight and, without a norm, x may be null. `scratch`: [head_dim].
+  void (*norm_rope_backward)(float* dx, bool accumulate, float* dweight, const float* dy,
+                             const float* x, int64_t head_dim, const HeadRule& rule,
+                             float* scratch);
   void (*convert)(void* y, DType dtype, const float* x, int64_t n);
 
   // Gradients. dx (+)=, dweight +=; either may be null.
@@ -87,6 +93,10 @@ struct SimdKernels {
   // `scratch`: floats, 64-byte aligned, as many as the _scratch function says.
   int64_t (*tile_scratch)(int64_t head_dim);
   void (*attend_tile)(const AttentionTile& tile, float* scratch);
+  // Of a row of the packed attention's backward: scores become weights p = exp(score − lse), and
+  // dp becomes d loss / d (q·k) = p (dp − delta) times the slope of scale and cap.
+  void (*attend_backward)(float* scores, float* dp, int64_t n, const ScoreRule& rule, float lse,
+                          float delta);
   int64_t (*span_scratch)(int64_t group, int64_t head_dim);
   void (*attend_span)(const AttentionSpan& span, float* scratch);
 
