@@ -19,6 +19,8 @@ and gradients.safetensors, from which training is checked:
   losses               [T]      float32, 0 where the label is -100
   loss                 [1]      their mean over the labels
   <parameter>                   d loss / d parameter, float32, by its name in the checkpoint
+  bf16_error           [1]      of transformers itself: the largest |gradient in bfloat16 - gradient| / |gradient| of a
+                                parameter
 
 Norm weights, biases and all other parameters are redrawn: default zeros and ones hide faults. Seeds are searched
 until every greedy choice has a clear margin and the choices vary. tests/golden/rope.safetensors holds rotary frequencies of real configs.
@@ -188,15 +190,21 @@ def make_gradients(folder):
     labels = torch.full_like(ids, -100)
     labels[:-1] = ids[1:]
     labels[::3] = -100
-    model = load(folder)
-    logits = model(input_ids=ids[None], use_cache=False).logits[0]
-    losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
-    loss = losses.sum() / (labels >= 0).sum()
-    loss.backward()
-    golden = {"labels": labels.to(torch.int32), "losses": losses.detach(), "loss": loss.detach().reshape(1)}
-    for name, p in model.named_parameters():
-        if p.grad is not None:  # the vision part has none
-            golden[name] = p.grad
+
+    def differentiate(dtype):
+        model = load(folder, dtype)
+        logits = model(input_ids=ids[None], use_cache=False).logits[0]
+        losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+        loss = losses.sum() / (labels >= 0).sum()
+        loss.backward()
+        # The vision part has no gradients.
+        return losses.detach(), loss.detach(), {n: p.grad.float() for n, p in model.named_parameters() if p.grad is not None}
+
+    losses, loss, gradients = differentiate(torch.float32)
+    _, _, low = differentiate(torch.bfloat16)
+    error = max(((low[name] - g).norm() / g.norm()).item() for name, g in gradients.items())
+    golden = gradients | {"labels": labels.to(torch.int32), "losses": losses, "loss": loss.reshape(1),
+                          "bf16_error": torch.tensor([error])}
     save_file({k: v.contiguous() for k, v in golden.items()}, folder / "gradients.safetensors")
 
 

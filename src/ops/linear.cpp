@@ -8,7 +8,7 @@ constinit Kernel<void(Tensor& y, const Tensor& x, const Weight& weight, const Te
     linear_kernel{"linear"};
 constinit Kernel<void(const GradientSlot& dx, const Tensor& dy, const Weight& weight)>
     linear_input_backward_kernel{"linear_input_backward"};
-constinit Kernel<void(const GradientSlot& dw, const Tensor& dy, const Tensor& x)>
+constinit Kernel<void(const GradientSlot& dw, const Tensor& dy, const Tensor& x, DType weight)>
     linear_weight_backward_kernel{"linear_weight_backward"};
 constinit Kernel<void(const GradientSlot& sums, const Tensor& dy)> column_sums_kernel{
     "column_sums"};
@@ -23,7 +23,8 @@ void record_linear(Tape& tape, const Tensor& y, const Tensor& x, const Weight& w
     const Tensor& dy = g.output();
     const Device device = dy.device();
     if (const GradientSlot dx = g.input(0)) linear_input_backward_kernel(device, dx, dy, weight);
-    if (const GradientSlot dw = g.input(1)) linear_weight_backward_kernel(device, dw, dy, operand);
+    if (const GradientSlot dw = g.input(1))
+      linear_weight_backward_kernel(device, dw, dy, operand, weight.dtype);
     if (const GradientSlot db = g.input(2)) column_sums_kernel(device, db, dy);
   });
 }

@@ -26,8 +26,8 @@ extern Kernel<void(Tensor& y, const Tensor& x, const Weight& weight, const Tenso
 // dx = dy W
 extern Kernel<void(const GradientSlot& dx, const Tensor& dy, const Weight& weight)>
     linear_input_backward_kernel;
-// dw = dyᵀ x
-extern Kernel<void(const GradientSlot& dw, const Tensor& dy, const Tensor& x)>
+// dw = dyᵀ x; dy and x may be rounded to `weight`, the weight's dtype, as in `linear`.
+extern Kernel<void(const GradientSlot& dw, const Tensor& dy, const Tensor& x, DType weight)>
     linear_weight_backward_kernel;
 // sums[n] = Σ over t of dy[t, n]: the bias.
 extern Kernel<void(const GradientSlot& sums, const Tensor& dy)> column_sums_kernel;

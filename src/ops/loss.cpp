@@ -38,7 +38,7 @@ struct Walk {
         linear_input_backward_kernel(device, rows, logits, weight);
       }
       if (dweight) {
-        linear_weight_backward_kernel(device, dweight, logits, x.rows(begin, end));
+        linear_weight_backward_kernel(device, dweight, logits, x.rows(begin, end), weight.dtype);
         dweight.accumulate = true;
       }
     }

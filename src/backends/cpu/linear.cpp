@@ -181,6 +181,11 @@ void for_each_expanded(const Weight& weight,
   }
 }
 
+// As documented for packed weights: against bfloat16 activations may be rounded to it.
+cpu::GemmPrecision precision_of(DType weight) {
+  return weight == DType::kBF16 ? cpu::GemmPrecision::kBFloat16 : cpu::GemmPrecision::kFloat32;
+}
+
 // For weights that nobody prepared: those that are being trained.
 void linear_unpacked(Tensor& y, const Tensor& x, const Weight& weight, const Tensor& bias) {
   const int64_t tokens = x.size(0), stride = y.stride(0);
@@ -191,7 +196,7 @@ void linear_unpacked(Tensor& y, const Tensor& x, const Weight& weight, const Ten
   }
   for_each_expanded(weight, [&](const cpu::Matrix& rows, int64_t begin, int64_t end) {
     cpu::gemm(out + begin, stride, cpu::Matrix::of(x.data<float>(), x.stride(0)), rows.transposed(),
-              tokens, end - begin, weight.in_features, bias.defined());
+              tokens, end - begin, weight.in_features, bias.defined(), precision_of(weight.dtype));
   });
 }
 
@@ -199,15 +204,17 @@ void linear_input_backward_cpu(const GradientSlot& dx, const Tensor& dy, const W
   for_each_expanded(weight, [&](const cpu::Matrix& rows, int64_t begin, int64_t end) {
     cpu::gemm(dx.tensor.data<float>(), dx.tensor.stride(0),
               cpu::Matrix::of(dy.data<float>() + begin, dy.stride(0)), rows, dy.size(0),
-              weight.in_features, end - begin, dx.accumulate || begin > 0);
+              weight.in_features, end - begin, dx.accumulate || begin > 0,
+              precision_of(weight.dtype));
   });
 }
 
-void linear_weight_backward_cpu(const GradientSlot& dw, const Tensor& dy, const Tensor& x) {
+void linear_weight_backward_cpu(const GradientSlot& dw, const Tensor& dy, const Tensor& x,
+                                DType weight) {
   cpu::gemm(dw.tensor.data<float>(), dw.tensor.stride(0),
             cpu::Matrix::of(dy.data<float>(), dy.stride(0)).transposed(),
             cpu::Matrix::of(x.data<float>(), x.stride(0)), dy.size(1), x.size(1), x.size(0),
-            dw.accumulate);
+            dw.accumulate, precision_of(weight));
 }
 
 // In the order of the rows; threads share out the columns.
