@@ -261,6 +261,10 @@ TEST_P(GoldenGradients, FrozenParametersCostNothing) {
   EXPECT_EQ(static_cast<int64_t>(result.gradients.size()), trained);
   expect_golden(result.gradients, 0.99999, 1e-4);
   EXPECT_EQ(result.ready.front(), "model.norm.weight");  // from the top down
+  const Result again = differentiate(*loaded.model, TrainingBatch({document_}), 1 / num_labels_,
+                                     {.recompute_layers = loaded.model->info().num_layers});
+  EXPECT_EQ(again.gradients, result.gradients);
+  EXPECT_EQ(again.ready, result.ready);
 }
 
 TEST_P(GoldenGradients, UpdatesInPlaceLowerTheLoss) {

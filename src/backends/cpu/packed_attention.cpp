@@ -205,17 +205,19 @@ class Backward : Packed {
         dout_(dout),
         out_(forward.out.data<float>()),
         lse_(forward.lse.data<float>()),
-        delta_(Tensor::empty({tokens_, heads_}, DType::kF32)) {}
+        delta_(Tensor::empty({tokens_, heads_}, DType::kF32)),
+        partial_(group_ > 1 ? Tensor::empty({heads_, tokens_, 2 * dims_}, DType::kF32) : Tensor()) {
+  }
 
   void run() {
     find_delta();
     if (dsinks_) add_sinks();
     if (!dqkv_) return;
     if (!dqkv_.accumulate) dqkv_.tensor.fill_zero();
-    // A task owns the keys of a sequence and KV head, so that nothing is added to by two threads.
+    // A task owns a head of a sequence, so that nothing is added to by two threads.
     std::vector<std::pair<int64_t, int64_t>> tasks;
     for (int64_t b = 0; b < sequences_; ++b) {
-      for (int64_t h = 0; h < kv_heads_ && length(b) > 0; ++h) tasks.emplace_back(b, h);
+      for (int64_t h = 0; h < heads_ && length(b) > 0; ++h) tasks.emplace_back(b, h);
     }
     std::ranges::stable_sort(
         tasks, [&](const auto& a, const auto& b) { return length(a.first) > length(b.first); });
@@ -223,9 +225,10 @@ class Backward : Packed {
                                 [&](int64_t begin, int64_t end) {
                                   for (int64_t i = begin; i < end; ++i) {
                                     const auto [b, h] = tasks[static_cast<size_t>(i)];
-                                    run_sequence(b, h);
+                                    run_head(b, h);
                                   }
                                 });
+    if (partial_.defined()) add_groups();
   }
 
  private:
@@ -261,15 +264,49 @@ class Backward : Packed {
     }
   }
 
-  void run_sequence(int64_t b, int64_t kv_head) const {
+  // Gradients of the keys that a query head sees: rows of dqkv, or of its own where heads share
+  // keys.
+  struct Keys {
+    float *dk, *dv;
+    int64_t stride;
+  };
+  Keys keys_of(int64_t token, int64_t head) const {
+    if (partial_.defined()) {
+      float* dk = partial_.data<float>() + (head * tokens_ + token) * 2 * dims_;
+      return {dk, dk + dims_, 2 * dims_};
+    }
+    const int64_t stride = dqkv_.tensor.stride(0);
+    float* dk = dqkv_.tensor.data<float>() + token * stride + (heads_ + head) * dims_;
+    return {dk, dk + kv_heads_ * dims_, stride};
+  }
+
+  void run_head(int64_t b, int64_t head) const {
     const int64_t size = kQueries * length(b);
     const Tensor memory = Tensor::empty({2, size}, DType::kF32);
-    for (int64_t head = kv_head * group_; head < (kv_head + 1) * group_; ++head) {
-      for (int64_t query = 0; query < length(b); query += kQueries) {
-        run_block(b, head, query, std::min(length(b), query + kQueries), memory.data<float>(),
-                  memory.data<float>() + size);
-      }
+    if (partial_.defined()) {
+      float* own = keys_of(start_[b], head).dk;
+      std::fill(own, own + length(b) * 2 * dims_, 0.0f);
     }
+    for (int64_t query = 0; query < length(b); query += kQueries) {
+      run_block(b, head, query, std::min(length(b), query + kQueries), memory.data<float>(),
+                memory.data<float>() + size);
+    }
+  }
+
+  // In the order of the heads.
+  void add_groups() const {
+    const auto& simd = simd_kernels();
+    const int64_t stride = dqkv_.tensor.stride(0);
+    compute_pool().parallel_for(start_[sequences_], 16, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) {
+        for (int64_t h = 0; h < heads_; ++h) {
+          const Keys from = keys_of(t, h);
+          float* dk = dqkv_.tensor.data<float>() + t * stride + (heads_ + h / group_) * dims_;
+          simd.add(dk, from.dk, dims_);
+          simd.add(dk + kv_heads_ * dims_, from.dv, dims_);
+        }
+      }
+    });
   }
 
   // Queries [begin, end) of one head against the keys they see. p and ds: [queries, keys].
@@ -297,12 +334,11 @@ class Backward : Packed {
     }
     const int64_t stride = dqkv_.tensor.stride(0);
     float* dq = dqkv_.tensor.data<float>() + token * stride + head * dims_;
-    float* dk = dqkv_.tensor.data<float>() + from * stride + kv_head * dims_;
-    float* dv = dk + kv_heads_ * dims_;
+    const Keys to = keys_of(from, head);
     const Matrix weights = Matrix::of(p, keys), slopes = Matrix::of(ds, keys);
     cpu::gemm(dq, stride, slopes, k, queries, dims_, keys, true);
-    cpu::gemm(dk, stride, slopes.transposed(), q, keys, dims_, queries, true);
-    cpu::gemm(dv, stride, weights.transposed(), d_out, keys, dims_, queries, true);
+    cpu::gemm(to.dk, to.stride, slopes.transposed(), q, keys, dims_, queries, true);
+    cpu::gemm(to.dv, to.stride, weights.transposed(), d_out, keys, dims_, queries, true);
   }
 
   const GradientSlot& dqkv_;
@@ -311,6 +347,7 @@ class Backward : Packed {
   const float* const out_;
   const float* const lse_;
   const Tensor delta_;
+  const Tensor partial_;  // [H, T, 2 Dh]: dk and dv by query head
 };
 
 void packed_attention_cpu(Tensor& out, const Tensor& lse, const Tensor& qkv,
