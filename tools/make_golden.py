@@ -13,10 +13,19 @@ golden.safetensors:
   bf16_error, fp16_error        max |logits in that dtype - logits| of transformers itself
   logits.<TYPE>        [T, V]   of the GGUF file's dequantised weights, for block formats
 
+and gradients.safetensors, from which training is checked:
+
+  labels               [T]      int32: the next token, -100 at every third place and at the end
+  losses               [T]      float32, 0 where the label is -100
+  loss                 [1]      their mean over the labels
+  <parameter>                   d loss / d parameter, float32, by its name in the checkpoint
+  bf16_error           [1]      of transformers itself: the largest |gradient in bfloat16 - gradient| / |gradient| of a
+                                parameter
+
 Norm weights, biases and all other parameters are redrawn: default zeros and ones hide faults. Seeds are searched
 until every greedy choice has a clear margin and the choices vary. tests/golden/rope.safetensors holds rotary frequencies of real configs.
 
-Usage: make_golden.py [case ...]     (torch, transformers, safetensors, gguf; all cases take a minute or two)
+Usage: make_golden.py [case ... | gradients | rope]     (torch, transformers, safetensors, gguf; all cases take a minute or two)
 """
 
 import json
@@ -29,7 +38,7 @@ import gguf
 import numpy as np
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import modeling_rope_utils
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent / "tests" / "golden"
@@ -177,6 +186,30 @@ def config_v4(config):
     return config
 
 
+def make_gradients(folder):
+    """The loss of a finished case and its gradients, in float32."""
+    ids = load_file(folder / "golden.safetensors")["input_ids"].long()
+    labels = torch.full_like(ids, -100)
+    labels[:-1] = ids[1:]
+    labels[::3] = -100
+
+    def differentiate(dtype):
+        model = load(folder, dtype)
+        logits = model(input_ids=ids[None], use_cache=False).logits[0]
+        losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+        loss = losses.sum() / (labels >= 0).sum()
+        loss.backward()
+        # The vision part has no gradients.
+        return losses.detach(), loss.detach(), {n: p.grad.float() for n, p in model.named_parameters() if p.grad is not None}
+
+    losses, loss, gradients = differentiate(torch.float32)
+    _, _, low = differentiate(torch.bfloat16)
+    error = max(((low[name] - g).norm() / g.norm()).item() for name, g in gradients.items())
+    golden = gradients | {"labels": labels.to(torch.int32), "losses": losses, "loss": loss.reshape(1),
+                          "bf16_error": torch.tensor([error])}
+    save_file({k: v.contiguous() for k, v in golden.items()}, folder / "gradients.safetensors")
+
+
 def load(folder, dtype=torch.float32):
     config = transformers.AutoConfig.from_pretrained(folder)
     cls = getattr(transformers, config.architectures[0])
@@ -312,6 +345,7 @@ def make_case(name):
             golden[f"logits.{gguf_kind}"] = model(input_ids=input_ids[None]).logits[0].float().clone()
         model = load(folder)
     save_file({k: v.contiguous() for k, v in golden.items()}, folder / "golden.safetensors")
+    make_gradients(folder)
     size = sum(f.stat().st_size for f in folder.iterdir())
     print(f"{name}: seed {seed}, margin {margin(golden):.3f}, |logits| {golden['logits'].abs().max():.2f}, "
           f"bf16 error {golden['bf16_error'].item():.4f}, {size // 1024} KiB")
@@ -385,7 +419,13 @@ def main():
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     for name in sys.argv[1:] or [*CASES, "rope"]:
-        make_rope() if name == "rope" else make_case(name)
+        if name == "rope":
+            make_rope()
+        elif name == "gradients":  # of all cases as they are
+            for case in CASES:
+                make_gradients(ROOT / case)
+        else:
+            make_case(name)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,13 @@ class DecoderModel final : public CausalLmModel {
   Tensor forward_with_tap(const Batch& batch, KvCache& cache, const Tap& tap) override {
     return lm_.forward(batch, cache, tap);
   }
+  Tensor hidden_states(const Batch& batch, const TrainingForward& options) override {
+    return lm_.hidden_states(batch, options);
+  }
+  Tensor token_losses(const Batch& batch, const Tensor& labels,
+                      const TrainingForward& options) override {
+    return lm_.token_losses(batch, labels, options);
+  }
 
  private:
   static CausalLmOptions complete(CausalLmOptions options, const DecoderConfig& config) {

@@ -222,6 +222,7 @@ void load_parameters(CausalLmModel& model, const CheckpointReader* reader,
 
   ProgressBar bar(num_tensors, "Loading weights", /*unit_bytes=*/false, quiet);
   const auto load_one = [&](const Job& job) {
+    const bool trainable = job.module->is_trainable();
     for (Parameter& parameter : job.module->own_parameters()) {
       const std::string name =
           job.prefix.empty() ? parameter.name : job.prefix + "." + parameter.name;
@@ -235,7 +236,9 @@ void load_parameters(CausalLmModel& model, const CheckpointReader* reader,
         continue;
       }
       const bool matrix = tensor.dims() > 1 && is_float(tensor.dtype());
-      parameter.set(matrix && plan.convert ? tensor.to(plan.compute) : tensor);
+      // A module is trained as a whole or not at all; blocks become floats then.
+      const bool plain = tensor.dims() > 1 && trainable;
+      parameter.set((matrix && plan.convert) || plain ? tensor.to(plan.compute) : tensor);
       bar.advance();
     }
     job.module->finish_loading(plan.device, plan.compute);
@@ -280,6 +283,11 @@ LoadedModel load_model(const std::string& path, const LoadOptions& options) {
     loaded.model = create_model(source, names, options);
   } catch (const Error& e) {
     fail("{}: {}", path, e.what());
+  }
+  if (options.trainable) {
+    loaded.model->visit([&](const std::string& name, Parameter& parameter) {
+      parameter.trainable = options.trainable(name);
+    });
   }
   const bool as_stored = options.dtype == "auto";
   loaded.device = options.device;

@@ -9,6 +9,7 @@
 
 #include "base/json.h"
 #include "nn/batch.h"
+#include "nn/causal_lm.h"
 #include "nn/kv_cache.h"
 #include "nn/module.h"
 
@@ -38,7 +39,22 @@ class CausalLmModel : public Module {
   // output_hidden_states gives it.
   using Tap = std::function<void(int64_t layer, const Tensor& hidden)>;
   virtual Tensor forward_with_tap(const Batch& batch, KvCache& cache, const Tap& tap) = 0;
+
+  // Without a cache, and with gradients while a tape is the thread's: the final norm's result [R,
+  // D] of batch.logit_rows, and from it the losses of the tokens, −log p(labels[r]): [R] float32, 0
+  // where the label is negative. labels: [R] int32. See TrainingForward and ops/loss.h. A model
+  // that cannot be trained throws Error.
+  virtual Tensor hidden_states(const Batch& batch, const TrainingForward& options);
+  virtual Tensor token_losses(const Batch& batch, const Tensor& labels,
+                              const TrainingForward& options);
 };
+
+inline Tensor CausalLmModel::hidden_states(const Batch&, const TrainingForward&) {
+  fail("{} cannot be trained", info().architecture);
+}
+inline Tensor CausalLmModel::token_losses(const Batch&, const Tensor&, const TrainingForward&) {
+  fail("{} cannot be trained", info().architecture);
+}
 
 struct LoadOptions {
   Device device = kCpuDevice;
@@ -48,6 +64,9 @@ struct LoadOptions {
   uint64_t seed = 0;                 // for dummy
   int64_t max_model_len = 0;         // sizes the rotary tables; 0: the model's own
   bool quiet = false;                // no progress bar
+  // Says by its Hugging Face name which parameters are to be trained (see Parameter in
+  // nn/module.h); the modules of all others are packed for speed. Empty: none.
+  std::function<bool(const std::string& name)> trainable;
 };
 
 struct LoadedModel {

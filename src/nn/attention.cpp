@@ -7,6 +7,7 @@ namespace reft {
 Attention::Attention(Module* parent, std::string name, const AttentionOptions& o, Tensor cos_sin)
     : Module(parent, std::move(name)),
       cache_spec_{.num_kv_heads = o.num_kv_heads, .head_dim = o.head_dim, .window = o.window},
+      heads_{o.num_heads, o.num_kv_heads, o.head_dim},
       rope_{.eps = o.norm_eps, .kind = o.norm_kind, .cos_sin = std::move(cos_sin)},
       attention_{.scale = o.scale > 0 ? o.scale : 1.0f / std::sqrt(static_cast<float>(o.head_dim)),
                  .soft_cap = o.soft_cap,
@@ -32,13 +33,18 @@ Attention::Attention(Module* parent, std::string name, const AttentionOptions& o
 }
 
 Tensor Attention::operator()(const Tensor& x, const Batch& batch, PagedKv& kv) const {
+  if (!batch.attention.block_table.defined()) {
+    const Tensor qkv = qk_norm_rope(qkv_(x), batch.positions, heads_, rope_);
+    return out_(packed_attention(qkv, heads_, batch.attention, attention_));
+  }
   return out_(rope_attention(qkv_(x), batch.positions, batch.slots, kv, rope_, batch.attention,
                              attention_));
 }
 
 void Attention::finish_loading(Device device, DType) {
-  if (rope_.q_weight.defined()) rope_.q_weight = rope_.q_weight.to(device);
-  if (rope_.k_weight.defined()) rope_.k_weight = rope_.k_weight.to(device);
+  if (own_parameters().empty()) return;
+  place(own_parameters()[0], rope_.q_weight, device);
+  place(own_parameters()[1], rope_.k_weight, device);
 }
 
 }  // namespace reft

@@ -1,4 +1,4 @@
-// Causal self-attention with grouped heads over the paged KV cache.
+// Causal self-attention with grouped heads, over the paged KV cache or, in training, without one.
 #pragma once
 
 #include "nn/batch.h"
@@ -30,7 +30,8 @@ class Attention : public Module {
   // `cos_sin`: the layer's rotary table (nn/rope.h).
   Attention(Module* parent, std::string name, const AttentionOptions& options, Tensor cos_sin);
 
-  // x: [T, D]. Writes keys and values of this step to `kv`. Returns [T, D].
+  // x: [T, D]. Writes keys and values of this step to `kv`; a batch without a block table uses no
+  // cache and has gradients. Returns [T, D].
   Tensor operator()(const Tensor& x, const Batch& batch, PagedKv& kv) const;
 
   LayerCacheSpec cache_spec() const { return cache_spec_; }
@@ -38,6 +39,7 @@ class Attention : public Module {
 
  private:
   LayerCacheSpec cache_spec_;
+  HeadCounts heads_;
   QkNormRopeArgs rope_;
   AttentionArgs attention_;
   Linear qkv_;

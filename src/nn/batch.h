@@ -1,6 +1,6 @@
 // The tokens of one step: all sequences end to end. Prefill, decode, mixed steps and training
-// differ only in the contents. Built by the engine's batch builder (or by a test); a forward pass
-// only reads it.
+// differ only in the contents: a training batch has no slots, context lengths and block table.
+// Built by the engine's batch builder, the trainer's or a test; a forward pass only reads it.
 #pragma once
 
 #include "ops/attention.h"

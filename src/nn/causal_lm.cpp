@@ -28,7 +28,10 @@ void Embedding::finish_loading(Device device, DType compute) {
   activation_ = device.type == DeviceType::kCpu ? DType::kF32 : compute;
   weight_ = Weight::from(std::move(file_tensor_));
   file_tensor_ = {};
-  if (is_head_) {
+  if (is_trainable()) {
+    check(is_float(weight_.dtype), "weights in {} cannot be trained", dtype_name(weight_.dtype));
+    place(own_parameters()[0], weight_.data, device);
+  } else if (is_head_) {
     prepare_weight(weight_, device, compute, /*keep_data=*/true);
   } else {
     // Only the CPU looks rows up in block formats.
@@ -61,6 +64,44 @@ CausalLm::CausalLm(Module* parent, const CausalLmOptions& options, const MakeBlo
   }
 }
 
+// Only the wanted rows are normalised.
+Tensor CausalLm::finish(Tensor residual, Tensor delta, const Batch& batch) const {
+  if (batch.num_logit_rows() != batch.num_tokens()) {
+    residual = gather_rows(residual, batch.logit_rows);
+    if (delta.defined()) delta = gather_rows(delta, batch.logit_rows);
+  }
+  return norm_.add(residual, delta);
+}
+
+Tensor CausalLm::hidden_states(const Batch& batch, const TrainingForward& options) const {
+  check(!batch.attention.block_table.defined(), "a training batch has no block table");
+  Tensor residual = embed_(batch.token_ids);
+  if (options.after_embedding) options.after_embedding(residual);
+  Tensor delta;
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    const auto run = [block = blocks_[i].get(), batch](const std::vector<Tensor>& in) {
+      PagedKv none;
+      Tensor sum = in[0];
+      Tensor out = block->forward(sum, in[1], batch, none);
+      return std::vector<Tensor>{sum, out};
+    };
+    Tape* tape = static_cast<int64_t>(i) < options.recompute_layers ? Tape::current() : nullptr;
+    std::vector<Tensor> out =
+        tape != nullptr ? tape->checkpoint({residual, delta}, run) : run({residual, delta});
+    residual = std::move(out[0]);
+    delta = std::move(out[1]);
+  }
+  return finish(std::move(residual), std::move(delta), batch);
+}
+
+Tensor CausalLm::token_losses(const Batch& batch, const Tensor& labels,
+                              const TrainingForward& options) const {
+  CrossEntropyOptions loss = options.loss;
+  loss.soft_cap = options_.logit_soft_cap;
+  return linear_cross_entropy(hidden_states(batch, options),
+                              head_ ? head_->weight() : embed_.weight(), labels, loss);
+}
+
 Tensor CausalLm::forward(const Batch& batch, KvCache& cache, const Tap& tap) const {
   Tensor residual = embed_(batch.token_ids);
   if (tap) tap(0, residual);
@@ -75,16 +116,13 @@ Tensor CausalLm::forward(const Batch& batch, KvCache& cache, const Tap& tap) con
       tap(layer + 1, hidden);
     }
   }
-  // Without a tap only the wanted rows are normalised; with one, all.
-  const bool all_rows = batch.num_logit_rows() == batch.num_tokens();
-  if (!tap && !all_rows) {
-    residual = gather_rows(residual, batch.logit_rows);
-    if (delta.defined()) delta = gather_rows(delta, batch.logit_rows);
-  }
-  Tensor x = norm_.add(residual, delta);
-  if (tap) {
+  Tensor x;
+  if (tap) {  // which sees all rows
+    x = norm_.add(residual, delta);
     tap(static_cast<int64_t>(blocks_.size()), x);
-    if (!all_rows) x = gather_rows(x, batch.logit_rows);
+    if (batch.num_logit_rows() != batch.num_tokens()) x = gather_rows(x, batch.logit_rows);
+  } else {
+    x = finish(std::move(residual), std::move(delta), batch);
   }
   Tensor logits = head_ ? (*head_)(x, DType::kF32) : embed_.project(x);
   if (options_.logit_soft_cap > 0) soft_cap_(logits, options_.logit_soft_cap);

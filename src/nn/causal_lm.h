@@ -8,6 +8,7 @@
 #include "nn/kv_cache.h"
 #include "nn/linear.h"
 #include "nn/norm.h"
+#include "ops/loss.h"
 
 namespace reft {
 
@@ -35,6 +36,7 @@ class Embedding : public Module {
   Tensor operator()(const Tensor& ids) const;
   // x: [R, D]. Returns x Wᵀ [R, V] float32.
   Tensor project(const Tensor& x) const { return linear(x, weight_, {}, DType::kF32); }
+  const Weight& weight() const { return weight_; }
 
   void finish_loading(Device device, DType compute) override;
   int64_t weight_bytes() const override { return weight_nbytes(weight_); }
@@ -58,6 +60,16 @@ struct CausalLmOptions {
   float logit_soft_cap = 0.0f;  // 0: none
 };
 
+// How to run a batch without a cache: training and evaluation.
+struct TrainingForward {
+  // Of this many blocks, the lowest, only the inputs are kept for backward(), which runs them again
+  // (Tape::checkpoint).
+  int64_t recompute_layers = 0;
+  // Sees the embedding and may change it (NEFTune); empty: nothing.
+  std::function<void(Tensor& embedded)> after_embedding;
+  CrossEntropyOptions loss;  // soft_cap is the model's own
+};
+
 // Parameters "model.embed_tokens.weight", "model.layers.<i>.…", "model.norm.weight",
 // "lm_head.weight". Follows LlamaForCausalLM.
 class CausalLm : public Module {
@@ -74,7 +86,16 @@ class CausalLm : public Module {
   Tensor forward(const Batch& batch, KvCache& cache, const Tap& tap) const;
   std::vector<LayerCacheSpec> cache_specs() const;
 
+  // The final norm's result [R, D] for batch.logit_rows, of a batch without a cache.
+  Tensor hidden_states(const Batch& batch, const TrainingForward& options) const;
+  // −log p(labels[r]) [R] float32 of the rows batch.logit_rows; labels: [R] int32, 0 where
+  // negative.
+  Tensor token_losses(const Batch& batch, const Tensor& labels,
+                      const TrainingForward& options) const;
+
  private:
+  Tensor finish(Tensor residual, Tensor delta, const Batch& batch) const;
+
   CausalLmOptions options_;
   Embedding embed_;
   std::vector<std::unique_ptr<DecoderBlock>> blocks_;

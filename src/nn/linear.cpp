@@ -4,14 +4,36 @@
 
 namespace reft {
 
+namespace {
+
+// Parameters first, first + step … are the rows of `data` in order, and of one gradient.
+void share_rows(const Tensor& data, std::vector<Parameter>& parameters, size_t first, size_t step,
+                size_t last) {
+  Tensor gradient;
+  for (size_t i = first; i < last; i += step) {
+    if (parameters[i].trainable && !gradient.defined())
+      gradient = Tensor::zeros(data.shape(), DType::kF32, data.device());
+  }
+  int64_t row = 0;
+  for (size_t i = first; i < last; i += step) {
+    Parameter& parameter = parameters[i];
+    const int64_t end = row + parameter.shape[0];
+    parameter.value = data.rows(row, end);
+    if (parameter.trainable) parameter.gradient = gradient.rows(row, end);
+    row = end;
+  }
+}
+
+}  // namespace
+
 Linear::Linear(Module* parent, std::string name, int64_t in_features, int64_t out_features,
                bool bias)
-    : Module(parent, std::move(name)), in_features_(in_features) {
+    : Module(parent, std::move(name)), in_features_(in_features), has_bias_(bias) {
   add_part("", out_features, bias);
 }
 
 Linear::Linear(Module* parent, int64_t in_features, const std::vector<Part>& parts, bool bias)
-    : Module(parent, ""), in_features_(in_features) {
+    : Module(parent, ""), in_features_(in_features), has_bias_(bias) {
   for (const Part& part : parts) add_part(part.name + ".", part.out_features, bias);
 }
 
@@ -53,13 +75,31 @@ void Linear::finish_loading(Device device, DType compute) {
       }
     }
     Group group{Weight::from(std::move(data)), begin};
-    prepare_weight(group.weight, device, compute);
+    if (is_trainable()) {
+      finish_training_group(group, i, end, device);
+    } else {
+      prepare_weight(group.weight, device, compute);
+    }
     groups_.push_back(std::move(group));
     begin += rows;
     i = end;
   }
   part_weights_.clear();
-  if (bias_.defined()) bias_ = bias_.to(device);
+  if (!bias_.defined()) return;
+  if (!is_trainable()) {
+    bias_ = bias_.to(device);
+    return;
+  }
+  bias_ = copy_to(bias_, device);
+  share_rows(bias_, own_parameters(), 1, 2, own_parameters().size());
+}
+
+void Linear::finish_training_group(Group& group, size_t first, size_t last, Device device) {
+  check(is_float(group.weight.dtype), "weights in {} cannot be trained",
+        dtype_name(group.weight.dtype));
+  group.weight.data = copy_to(group.weight.data, device);
+  const size_t step = has_bias_ ? 2 : 1;
+  share_rows(group.weight.data, own_parameters(), first * step, step, last * step);
 }
 
 Tensor Linear::operator()(const Tensor& x, DType out_dtype) const {
@@ -69,7 +109,7 @@ Tensor Linear::operator()(const Tensor& x, DType out_dtype) const {
     const int64_t end = group.begin + group.weight.out_features;
     Tensor columns = y.columns(group.begin, end);
     const Tensor bias = bias_.defined() ? bias_.rows(group.begin, end) : Tensor();
-    linear_kernel(x.device(), columns, x, group.weight, bias);
+    linear_into(columns, x, group.weight, bias);
   }
   return y;
 }

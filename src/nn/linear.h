@@ -28,11 +28,14 @@ class Linear : public Module {
   // gated_activation of y, whose parts are gate and up.
   Tensor gated(const Tensor& x, Activation activation) const;
 
+  // Of a Linear that is one matrix.
+  const Weight& weight() const { return groups_[0].weight; }
   int64_t in_features() const { return in_features_; }
   int64_t out_features() const { return out_features_; }
 
   // Neighbouring parts of one dtype become one weight; others stay apart (GGUF mixes block
-  // formats).
+  // formats). When a part is trainable, all stay plain, with gradients for every part of that
+  // weight.
   void finish_loading(Device device, DType compute) override;
   int64_t weight_bytes() const override;
 
@@ -42,10 +45,12 @@ class Linear : public Module {
     int64_t begin = 0;  // first column of y
   };
 
+  void finish_training_group(Group& group, size_t first, size_t last, Device device);
   void add_part(const std::string& prefix, int64_t out_features, bool bias);
 
   int64_t in_features_;
   int64_t out_features_ = 0;
+  bool has_bias_ = false;
   std::vector<Tensor> part_weights_;  // as the file has them, until finish_loading
   std::vector<Group> groups_;
   Tensor bias_;  // [N] float32, or undefined

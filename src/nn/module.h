@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "ops/weight.h"
+#include "tensor/tape.h"
 
 namespace reft {
 
@@ -21,6 +22,15 @@ struct Parameter {
   // mean.
   float dummy_mean = 0.0f;
   float dummy_std = 0.02f;
+
+  // Set before loading: the weights stay plain data that an optimizer updates in place.
+  bool trainable = false;
+  // After loading, of a trainable parameter: its live data, in the dtype that was asked for (norms
+  // and biases: float32), and d loss / d value, float32, which begins as zeros. Of others: the data
+  // where a module keeps it plain, else undefined. Parameters that share a matrix product (q, k, v)
+  // are neighbouring rows of one tensor.
+  Tensor value;
+  Tensor gradient;
 };
 
 class Module {
@@ -41,10 +51,13 @@ class Module {
   void visit_modules(const std::function<void(Module& module, const std::string& prefix)>& f,
                      const std::string& prefix = "");
   // After all parameters are set: fuse, pack, move to the device. Called depth first by the loader,
-  // in parallel over modules; the base does nothing.
+  // in parallel over modules; the base does nothing. Where a parameter is trainable, keeps plain
+  // data in memory of its own and fills in value and gradient.
   virtual void finish_loading(Device device, DType compute);
   void for_each_module(const std::function<void(Module&)>& f);
 
+  // Whether a parameter of this module alone is trainable.
+  bool is_trainable() const;
   // The parameters of this module alone.
   std::vector<Parameter>& own_parameters() { return parameters_; }
   // Bytes that this module's own weights take in memory, packed forms included.
@@ -52,11 +65,23 @@ class Module {
 
  protected:
   void add_parameter(Parameter parameter);
+  // Moves `data`, one parameter's, to the device: a copy of its own where the parameter is
+  // trainable, which then has its value and gradient.
+  static void place(Parameter& parameter, Tensor& data, Device device);
 
  private:
   std::string name_;
   std::vector<Module*> children_;
   std::vector<Parameter> parameters_;
 };
+
+// A copy in memory that nothing else uses, such as a mapped file.
+Tensor copy_to(const Tensor& t, Device device);
+
+// Makes every trainable parameter a leaf of the tape. `ready` (may be empty) is called during
+// backward(), once for each, when its gradient is complete.
+void watch_parameters(
+    Tape& tape, Module& module,
+    const std::function<void(const std::string& name, Parameter& parameter)>& ready = {});
 
 }  // namespace reft

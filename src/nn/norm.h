@@ -26,7 +26,9 @@ class Norm : public Module {
   }
   const Tensor& weight() const { return weight_; }
 
-  void finish_loading(Device device, DType) override { weight_ = weight_.to(device); }
+  void finish_loading(Device device, DType) override {
+    place(own_parameters()[0], weight_, device);
+  }
   int64_t weight_bytes() const override { return weight_.defined() ? weight_.nbytes() : 0; }
 
  private:

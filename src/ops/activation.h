@@ -2,6 +2,7 @@
 #pragma once
 
 #include "ops/kernel.h"
+#include "tensor/gradient.h"
 #include "tensor/tensor.h"
 
 namespace reft {
@@ -17,9 +18,17 @@ Activation parse_activation(std::string_view name);
 Tensor gated_activation(const Tensor& gate_up, Activation activation);
 extern Kernel<void(Tensor& y, const Tensor& gate_up, Activation activation)>
     gated_activation_kernel;
+// dgate = dy up act'(gate), dup = dy act(gate). dgate_up: [T, 2F].
+extern Kernel<void(const GradientSlot& dgate_up, const Tensor& dy, const Tensor& gate_up,
+                   Activation activation)>
+    gated_activation_backward_kernel;
 
-// x = cap * tanh(x / cap), in place (Gemma 2's final logits).
+// x = cap * tanh(x / cap), in place (Gemma 2's final logits). While a tape is the thread's, `x`
+// becomes a new tensor.
 void soft_cap_(Tensor& x, float cap);
 extern Kernel<void(Tensor& x, float cap)> soft_cap_kernel;
+// dx = dy (1 − (y / cap)²), where y is the result.
+extern Kernel<void(const GradientSlot& dx, const Tensor& dy, const Tensor& y, float cap)>
+    soft_cap_backward_kernel;
 
 }  // namespace reft

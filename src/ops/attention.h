@@ -1,9 +1,11 @@
-// Attention over the paged KV cache. Letters: T tokens of this step, B sequences, H query heads, Hk
-// KV heads, Dh head dim, P page (block) size, N blocks.
+// Attention: over the paged KV cache (serving), and of a packed batch without one (training).
+// Letters: T tokens of this step, B sequences, H query heads, Hk KV heads, Dh head dim, P page
+// (block) size, N blocks.
 #pragma once
 
 #include "ops/kernel.h"
 #include "ops/norm.h"
+#include "tensor/gradient.h"
 #include "tensor/tensor.h"
 
 namespace reft {
@@ -40,7 +42,8 @@ extern Kernel<void(Tensor& q, const Tensor& qkv, const Tensor& positions, const 
 struct AttentionBatch {
   Tensor query_start;           // [B + 1] first token of each sequence in this step
   Tensor context_len;           // [B] keys in the cache, this step's tokens included
-  Tensor block_table;           // [B, max_blocks] block of keys [i P, (i+1) P) of each sequence
+  Tensor block_table;           // [B, max_blocks] block of keys [i P, (i+1) P) of each sequence;
+                                // undefined: a batch without a cache
   int64_t max_query_len = 0;    // largest of query_start differences
   int64_t max_context_len = 0;  // largest of context_len
 };
@@ -77,5 +80,46 @@ extern Kernel<bool(Tensor& out, const Tensor& qkv, const Tensor& positions, cons
                    PagedKv& kv, const QkNormRopeArgs& rope, const AttentionBatch& batch,
                    const AttentionArgs& args)>
     rope_attention_kernel;
+
+// ---- Without a cache: keys and values are those of this step, with gradients.
+
+struct HeadCounts {
+  int64_t num_heads = 0;
+  int64_t num_kv_heads = 0;
+  int64_t head_dim = 0;
+};
+
+// As qk_norm_rope_cache, with a result that holds everything: [T, (H + 2Hk) Dh], q and k normalised
+// and rotated, v as it was.
+Tensor qk_norm_rope(const Tensor& qkv, const Tensor& positions, const HeadCounts& heads,
+                    const QkNormRopeArgs& args);
+extern Kernel<void(Tensor& out, const Tensor& qkv, const Tensor& positions, const HeadCounts& heads,
+                   const QkNormRopeArgs& args)>
+    qk_norm_rope_kernel;
+// Slots may be empty. dy: as the result.
+extern Kernel<void(const GradientSlot& dqkv, const GradientSlot& dq_weight,
+                   const GradientSlot& dk_weight, const Tensor& dy, const Tensor& qkv,
+                   const Tensor& positions, const HeadCounts& heads, const QkNormRopeArgs& args)>
+    qk_norm_rope_backward_kernel;
+
+// As paged_attention for sequences that begin in this step: token j of a sequence sees its tokens
+// [0, j]. qkv: contiguous [T, (H + 2Hk) Dh]. Of `batch` only query_start: [B + 1] is used; tokens
+// after the last sequence give zeros. Returns [T, H Dh].
+Tensor packed_attention(const Tensor& qkv, const HeadCounts& heads, const AttentionBatch& batch,
+                        const AttentionArgs& args);
+// lse: [T, H] float32, log of the softmax's denominator; undefined where nobody needs it.
+extern Kernel<void(Tensor& out, const Tensor& lse, const Tensor& qkv, const HeadCounts& heads,
+                   const AttentionBatch& batch, const AttentionArgs& args)>
+    packed_attention_kernel;
+
+struct PackedAttentionForward {
+  Tensor qkv, out, lse;
+};
+// Source: Dao, "FlashAttention-2" (2023), algorithm 2. dsinks[h] = −Σ over t of exp(sink − lse)
+// (dout · out).
+extern Kernel<void(const GradientSlot& dqkv, const GradientSlot& dsinks, const Tensor& dout,
+                   const PackedAttentionForward& forward, const HeadCounts& heads,
+                   const AttentionBatch& batch, const AttentionArgs& args)>
+    packed_attention_backward_kernel;
 
 }  // namespace reft

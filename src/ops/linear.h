@@ -3,6 +3,7 @@
 
 #include "ops/activation.h"
 #include "ops/weight.h"
+#include "tensor/gradient.h"
 
 namespace reft {
 
@@ -16,8 +17,21 @@ Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias, DType o
 inline Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias = {}) {
   return linear(x, weight, bias, x.dtype());
 }
+// The same into y: [T, N], whose rows may be strided (columns of a wider result).
+void linear_into(Tensor& y, const Tensor& x, const Weight& weight, const Tensor& bias);
 extern Kernel<void(Tensor& y, const Tensor& x, const Weight& weight, const Tensor& bias)>
     linear_kernel;
+
+// The parts of its gradient. dy: [T, N], rows may be strided. Weights of any format have an input
+// gradient; only plain ones (no packed form) have one of their own, of shape [N, K].
+// dx = dy W
+extern Kernel<void(const GradientSlot& dx, const Tensor& dy, const Weight& weight)>
+    linear_input_backward_kernel;
+// dw = dyᵀ x; dy and x may be rounded to `weight`, the weight's dtype, as in `linear`.
+extern Kernel<void(const GradientSlot& dw, const Tensor& dy, const Tensor& x, DType weight)>
+    linear_weight_backward_kernel;
+// sums[n] = Σ over t of dy[t, n]: the bias.
+extern Kernel<void(const GradientSlot& sums, const Tensor& dy)> column_sums_kernel;
 
 // gated_activation(linear(x, weight, bias)): the weight's rows are gate | up. x: [T, K]; weight:
 // [2F, K]; bias: [2F] float32 or undefined. Returns [T, F] in x's dtype. Throws Error as these ops

@@ -2,7 +2,9 @@
 // file, or memory that somebody else owns.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 
@@ -27,12 +29,21 @@ class Storage {
   Device device() const { return device_; }
   std::byte* data() const { return data_; }
   size_t bytes() const { return bytes_; }
+  // Of this storage alone in the whole life of the process, never 0: what tells values apart when
+  // memory is used again.
+  uint64_t id() const { return id_; }
 
  private:
+  static uint64_t next_id() {
+    static std::atomic<uint64_t> last{0};
+    return last.fetch_add(1, std::memory_order_relaxed) + 1;
+  }
+
   Device device_;
   std::byte* data_;
   size_t bytes_;
   std::function<void()> release_;
+  uint64_t id_ = next_id();
 };
 
 using StoragePtr = std::shared_ptr<Storage>;

@@ -58,7 +58,7 @@ Tensor Tensor::empty(Shape shape, DType dtype, Device device) {
 
 Tensor Tensor::zeros(Shape shape, DType dtype, Device device) {
   Tensor t = empty(shape, dtype, device);
-  allocator_for(device).fill_zero(t.raw(), static_cast<size_t>(t.nbytes()));
+  t.fill_zero();
   return t;
 }
 
@@ -110,6 +110,27 @@ Tensor Tensor::reshape(Shape shape) const {
   check(is_contiguous(), "reshape of a view that is not contiguous ({})", str());
   check(shape.numel() == numel(), "cannot reshape {} to {}", shape_.str(), shape.str());
   return Tensor(storage_, offset_, dtype_, shape);
+}
+
+Tensor Tensor::view_in(StoragePtr storage, DType dtype, int64_t shift) const {
+  Tensor view = *this;
+  const int64_t first =
+      static_cast<int64_t>(offset_) / row_bytes(dtype_, 1) + shift;  // in elements
+  int64_t end = numel() > 0 ? first + 1 : first;
+  for (int i = 0; i < dims() && numel() > 0; ++i) end += (size(i) - 1) * stride(i);
+  check(first >= 0 && row_bytes(dtype, end) <= static_cast<int64_t>(storage->bytes()),
+        "a {} view of elements {} to {} in a storage of {} bytes", dtype_name(dtype), first, end,
+        storage->bytes());
+  view.storage_ = std::move(storage);
+  view.dtype_ = dtype;
+  view.offset_ = static_cast<size_t>(row_bytes(dtype, first));
+  return view;
+}
+
+Tensor Tensor::without_storage() const {
+  Tensor view = *this;
+  view.storage_ = nullptr;
+  return view;
 }
 
 namespace {
@@ -172,6 +193,11 @@ Tensor Tensor::to(Device target) const {
   Tensor out = empty(shape_, dtype_, target);
   out.copy_from(source);
   return out;
+}
+
+void Tensor::fill_zero() const {
+  check(is_contiguous(), "fill_zero of a view that is not contiguous ({})", str());
+  allocator_for(device()).fill_zero(raw(), static_cast<size_t>(nbytes()));
 }
 
 void Tensor::copy_from(const Tensor& source) const {

@@ -123,12 +123,19 @@ class Tensor {
   Tensor columns(int64_t begin, int64_t end) const;
   // Same elements, other shape; the tensor must be contiguous.
   Tensor reshape(Shape shape) const;
+  // The same shape, strides and offset in elements, moved by `shift` elements, in another storage,
+  // whose elements are of a dtype that is no block format. Throws Error when it does not fit.
+  Tensor view_in(StoragePtr storage, DType dtype, int64_t shift = 0) const;
+  // Shape, strides, offset and dtype alone: keeps no memory alive. Only view_in may be called.
+  Tensor without_storage() const;
 
   // Copies. `to` returns *this when nothing would change; conversions are among the float types
   // and, from block formats, to float types (on the CPU).
   Tensor contiguous() const;
   Tensor to(DType dtype) const;
   Tensor to(Device device) const;
+  // Contiguous.
+  void fill_zero() const;
   // Copies all elements of `source` (same shape and dtype, any device) into this view. Both
   // contiguous.
   void copy_from(const Tensor& source) const;

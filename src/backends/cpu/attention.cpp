@@ -236,16 +236,17 @@ class PagedAttention {
     const auto& simd = simd_kernels();
     if (!is_span(piece)) {
       const int64_t first = context_[b] - (start_[b + 1] - start_[b]);
-      const AttentionTile tile{rows_of(b, piece.kv_head),
-                               rule,
-                               q_ + at,
-                               out_ + at,
-                               heads_ * dims_,
-                               group_,
-                               piece.begin,
-                               piece.end,
-                               first,
-                               args_.window};
+      const AttentionTile tile{.kv = rows_of(b, piece.kv_head),
+                               .rule = rule,
+                               .q = q_ + at,
+                               .out = out_ + at,
+                               .q_stride = heads_ * dims_,
+                               .out_stride = heads_ * dims_,
+                               .group = group_,
+                               .row_begin = piece.begin,
+                               .row_end = piece.end,
+                               .first_key = first,
+                               .window = args_.window};
       return simd.attend_tile(tile, scratch(simd.tile_scratch(dims_)));
     }
     float* memory = scratch(simd.span_scratch(group_, dims_) + 2 * group_);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "backends/cpu/linear_pack.h"
+#include "backends/cpu/simd.h"
 #include "base/thread_pool.h"
 #include "tensor/dequantize.h"
 
@@ -67,6 +68,28 @@ void gather_rows_cpu(Tensor& out, const Tensor& x, const Tensor& rows) {
   });
 }
 
+// Threads share out the columns, so that rows which are named twice need no lock and add up in
+// order.
+void scatter_add_rows_cpu(const Tensor& out, const Tensor& x, const Tensor& rows, float scale) {
+  const auto& simd = simd_kernels();
+  const int64_t columns = x.size(1);
+  const Tensor packed_rows = rows.contiguous();
+  const int32_t* row = packed_rows.data<int32_t>();
+  for (int64_t r = 0; r < rows.size(0); ++r) {
+    check(row[r] >= 0 && row[r] < out.size(0), "scatter_add_rows: row {} is outside [0, {})",
+          row[r], out.size(0));
+  }
+  const int64_t grain = std::max<int64_t>(64, 16384 / std::max<int64_t>(rows.size(0), 1));
+  compute_pool().parallel_for(columns, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t r = 0; r < rows.size(0); ++r) {
+      simd.add_scaled(out.data<float>() + row[r] * out.stride(0) + begin,
+                      x.data<float>() + r * x.stride(0) + begin, scale, end - begin);
+    }
+  });
+}
+
+const RegisterKernel register_scatter(scatter_add_rows_kernel, DeviceType::kCpu,
+                                      &scatter_add_rows_cpu);
 const RegisterKernel register_embedding(embedding_kernel, DeviceType::kCpu, &embedding_cpu);
 const RegisterKernel register_gather(gather_rows_kernel, DeviceType::kCpu, &gather_rows_cpu);
 

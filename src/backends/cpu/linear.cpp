@@ -1,9 +1,10 @@
 #include "ops/linear.h"
 
 #include <algorithm>
-#include <vector>
 
+#include "backends/cpu/gemm.h"
 #include "backends/cpu/linear_pack.h"
+#include "backends/cpu/simd.h"
 #include "base/thread_pool.h"
 #include "tensor/dequantize.h"
 
@@ -149,24 +150,82 @@ void multiply_packed(Tensor& y, const Tensor& x, const CpuPackedWeight& weight,
 
 namespace {
 
-// Expands each weight row to float once and multiplies all rows of x by it: for weights that nobody
-// prepared.
-void linear_unpacked(Tensor& y, const Tensor& x, const Weight& weight, const Tensor& bias) {
-  const Tensor& w = weight.data;
-  const int64_t k = weight.in_features;
-  const int64_t w_stride = row_bytes(w.dtype(), w.stride(0));
-  const float* xs = x.data<float>();
-  float* ys = y.data<float>();
-  compute_pool().parallel_for(weight.out_features, 8, [&](int64_t begin, int64_t end) {
-    std::vector<float> row(static_cast<size_t>(k));
-    for (int64_t n = begin; n < end; ++n) {
-      dequantize_row(w.dtype(), w.raw() + n * w_stride, row.data(), k);
-      for (int64_t t = 0; t < x.size(0); ++t) {
-        const float* xt = xs + t * x.stride(0);
-        double sum = bias.defined() ? bias.data<float>()[n] : 0.0f;
-        for (int64_t i = 0; i < k; ++i) sum += double{xt[i]} * row[static_cast<size_t>(i)];
-        ys[t * y.stride(0) + n] = static_cast<float>(sum);
+// Weights that gemm does not take as they are become floats so many at a time.
+constexpr int64_t kExpandedFloats = 1 << 20;
+
+// Calls f(rows [begin, end) of the weight as float32, begin, end) over all rows, in order.
+void for_each_expanded(const Weight& weight,
+                       FunctionRef<void(cpu::Matrix rows, int64_t begin, int64_t end)> f) {
+  const int64_t n = weight.out_features, k = weight.in_features;
+  const auto* packed = dynamic_cast<const cpu::CpuPackedWeight*>(weight.packed.get());
+  const Tensor& data = weight.data;
+  check(packed != nullptr || data.defined(), "linear: the weight has no data");
+  if (data.defined() && data.dtype() == DType::kF32)
+    return f(cpu::Matrix::of(data.data<float>(), data.stride(0)), 0, n);
+  const int64_t step = std::max<int64_t>(1, std::min(n, kExpandedFloats / std::max<int64_t>(k, 1)));
+  const Tensor rows = Tensor::empty({step, k}, DType::kF32);
+  for (int64_t begin = 0; begin < n; begin += step) {
+    const int64_t end = std::min(n, begin + step);
+    compute_pool().parallel_for(end - begin, 16, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        float* to = rows.data<float>() + i * k;
+        if (data.defined()) {
+          dequantize_row(data.dtype(),
+                         data.raw() + (begin + i) * row_bytes(data.dtype(), data.stride(0)), to, k);
+        } else {
+          cpu::unpack_row(*packed, begin + i, to);
+        }
       }
+    });
+    f(cpu::Matrix::of(rows.data<float>(), k), begin, end);
+  }
+}
+
+// As documented for packed weights: against bfloat16 activations may be rounded to it.
+cpu::GemmPrecision precision_of(DType weight) {
+  return weight == DType::kBF16 ? cpu::GemmPrecision::kBFloat16 : cpu::GemmPrecision::kFloat32;
+}
+
+// For weights that nobody prepared: those that are being trained.
+void linear_unpacked(Tensor& y, const Tensor& x, const Weight& weight, const Tensor& bias) {
+  const int64_t tokens = x.size(0), stride = y.stride(0);
+  float* out = y.data<float>();
+  if (bias.defined()) {
+    for (int64_t t = 0; t < tokens; ++t)
+      std::copy_n(bias.data<float>(), bias.numel(), out + t * stride);
+  }
+  for_each_expanded(weight, [&](const cpu::Matrix& rows, int64_t begin, int64_t end) {
+    cpu::gemm(out + begin, stride, cpu::Matrix::of(x.data<float>(), x.stride(0)), rows.transposed(),
+              tokens, end - begin, weight.in_features, bias.defined(), precision_of(weight.dtype));
+  });
+}
+
+void linear_input_backward_cpu(const GradientSlot& dx, const Tensor& dy, const Weight& weight) {
+  for_each_expanded(weight, [&](const cpu::Matrix& rows, int64_t begin, int64_t end) {
+    cpu::gemm(dx.tensor.data<float>(), dx.tensor.stride(0),
+              cpu::Matrix::of(dy.data<float>() + begin, dy.stride(0)), rows, dy.size(0),
+              weight.in_features, end - begin, dx.accumulate || begin > 0,
+              precision_of(weight.dtype));
+  });
+}
+
+void linear_weight_backward_cpu(const GradientSlot& dw, const Tensor& dy, const Tensor& x,
+                                DType weight) {
+  cpu::gemm(dw.tensor.data<float>(), dw.tensor.stride(0),
+            cpu::Matrix::of(dy.data<float>(), dy.stride(0)).transposed(),
+            cpu::Matrix::of(x.data<float>(), x.stride(0)), dy.size(1), x.size(1), x.size(0),
+            dw.accumulate, precision_of(weight));
+}
+
+// In the order of the rows; threads share out the columns.
+void column_sums_cpu(const GradientSlot& sums, const Tensor& dy) {
+  const auto& simd = simd_kernels();
+  if (!sums.accumulate) sums.tensor.fill_zero();
+  const int64_t grain = std::max<int64_t>(64, 16384 / std::max<int64_t>(dy.size(0), 1));
+  compute_pool().parallel_for(dy.size(1), grain, [&](int64_t begin, int64_t end) {
+    for (int64_t t = 0; t < dy.size(0); ++t) {
+      simd.add(sums.tensor.data<float>() + begin, dy.data<float>() + t * dy.stride(0) + begin,
+               end - begin);
     }
   });
 }
@@ -181,7 +240,6 @@ void linear_cpu(Tensor& y, const Tensor& x, const Weight& weight, const Tensor& 
   if (const auto* packed = dynamic_cast<const cpu::CpuPackedWeight*>(weight.packed.get())) {
     cpu::multiply_packed(y, x, *packed, bias);
   } else {
-    check(weight.data.defined(), "linear: the weight has no data");
     linear_unpacked(y, x, weight, bias);
   }
 }
@@ -197,6 +255,11 @@ void prepare_weight_cpu(Weight& weight, DType compute, bool keep_data) {
 }
 
 const RegisterKernel register_linear(linear_kernel, DeviceType::kCpu, &linear_cpu);
+const RegisterKernel register_input_backward(linear_input_backward_kernel, DeviceType::kCpu,
+                                             &linear_input_backward_cpu);
+const RegisterKernel register_weight_backward(linear_weight_backward_kernel, DeviceType::kCpu,
+                                              &linear_weight_backward_cpu);
+const RegisterKernel register_column_sums(column_sums_kernel, DeviceType::kCpu, &column_sums_cpu);
 const RegisterKernel register_prepare(prepare_weight_kernel, DeviceType::kCpu, &prepare_weight_cpu);
 
 }  // namespace

@@ -30,12 +30,14 @@ struct ScoreRule {
 struct AttentionTile {
   KvRows kv;
   ScoreRule rule;
-  const float* q;  // of token 0 and the group's first head; tokens are `stride` floats apart
+  const float* q;  // of token 0 and the group's first head; tokens are q_stride floats apart
   float* out;
-  int64_t stride, group;
+  int64_t q_stride, out_stride, group;
   int64_t row_begin, row_end;
   int64_t first_key;  // last key that token 0 sees; token j sees j more
   int64_t window;
+  float* lse = nullptr;  // log of the softmax's denominator; tokens are lse_stride floats apart
+  int64_t lse_stride = 0;
 };
 inline constexpr int64_t kTileRows = 64;
 
@@ -73,13 +75,36 @@ struct SimdKernels {
 
   // Norm and rotation of one head; then float to the cache's dtype.
   void (*norm_rope)(float* y, const float* x, int64_t head_dim, const HeadRule& rule);
+  // Its gradient; dweight and, without a norm, x may be null. `scratch`: [head_dim].
+  void (*norm_rope_backward)(float* dx, bool accumulate, float* dweight, const float* dy,
+                             const float* x, int64_t head_dim, const HeadRule& rule,
+                             float* scratch);
   void (*convert)(void* y, DType dtype, const float* x, int64_t n);
+
+  // Gradients. dx (+)=, dweight +=; either may be null.
+  void (*rms_norm_backward)(float* dx, bool accumulate, float* dweight, const float* dy,
+                            const float* x, const float* weight, int64_t n, float eps,
+                            float offset);
+  void (*gated_backward)(float* dgate, float* dup, bool accumulate, const float* dy,
+                         const float* gate, const float* up, int64_t n, Activation activation);
+  // out += scale x
+  void (*add_scaled)(float* out, const float* x, float scale, int64_t n);
 
   // `scratch`: floats, 64-byte aligned, as many as the _scratch function says.
   int64_t (*tile_scratch)(int64_t head_dim);
   void (*attend_tile)(const AttentionTile& tile, float* scratch);
+  // Of a row of the packed attention's backward: scores become weights p = exp(score − lse), and
+  // dp becomes d loss / d (q·k) = p (dp − delta) times the slope of scale and cap.
+  void (*attend_backward)(float* scores, float* dp, int64_t n, const ScoreRule& rule, float lse,
+                          float delta);
   int64_t (*span_scratch)(int64_t group, int64_t head_dim);
   void (*attend_span)(const AttentionSpan& span, float* scratch);
+
+  // c[rows, cols] = (c +) Σ over k of a[k][i] b[k][j]; a: [k, gemm_rows], b: [k, gemm_cols], where
+  // rows ≤ gemm_rows and cols ≤ gemm_cols.
+  int64_t gemm_rows, gemm_cols;
+  void (*gemm_tile)(float* c, int64_t c_stride, const float* a, const float* b, int64_t k,
+                    int64_t rows, int64_t cols, bool accumulate);
 
   // Logits. NaN reads as −inf and +inf as the largest finite number.
   float (*largest)(const float* x, int64_t n);

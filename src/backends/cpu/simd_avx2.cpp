@@ -22,6 +22,8 @@ namespace {
 constexpr int kLanes = 8;
 constexpr int kRowVecs = 2;  // accumulators of the tile product: 6 x 2 of 16 registers
 constexpr int kTileCols = 6;
+constexpr int kGemmRows = 6;
+constexpr int kGemmVecs = 2;
 
 using VecF = float __attribute__((vector_size(32)));
 using VecI = int32_t __attribute__((vector_size(32)));
@@ -65,7 +67,11 @@ inline int append(int32_t* ids, VecI mask, int32_t base) {
 //
 #include "backends/cpu/simd_elementwise.inc"
 //
+#include "backends/cpu/simd_backward.inc"
+//
 #include "backends/cpu/simd_attention.inc"
+//
+#include "backends/cpu/simd_gemm.inc"
 //
 #include "backends/cpu/simd_sampling.inc"
 

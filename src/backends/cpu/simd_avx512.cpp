@@ -24,6 +24,8 @@ namespace {
 constexpr int kLanes = 16;
 constexpr int kRowVecs = 4;  // accumulators of the tile product: 6 x 4 of 32 registers
 constexpr int kTileCols = 6;
+constexpr int kGemmRows = 8;
+constexpr int kGemmVecs = 3;
 
 using VecF = float __attribute__((vector_size(64)));
 using VecI = int32_t __attribute__((vector_size(64)));
@@ -73,7 +75,11 @@ inline int append(int32_t* ids, VecI mask, int32_t base) {
 //
 #include "backends/cpu/simd_elementwise.inc"
 //
+#include "backends/cpu/simd_backward.inc"
+//
 #include "backends/cpu/simd_attention.inc"
+//
+#include "backends/cpu/simd_gemm.inc"
 //
 #include "backends/cpu/simd_sampling.inc"
 

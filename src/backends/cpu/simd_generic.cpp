@@ -12,8 +12,12 @@ namespace {
 constexpr int kLanes = 4;
 #if defined(__aarch64__)
 constexpr int kRowVecs = 4;  // 32 registers
+constexpr int kGemmRows = 8;
+constexpr int kGemmVecs = 3;
 #else
 constexpr int kRowVecs = 2;  // 16 registers
+constexpr int kGemmRows = 6;
+constexpr int kGemmVecs = 2;
 #endif
 constexpr int kTileCols = 6;
 
@@ -58,7 +62,11 @@ inline int append(int32_t* ids, VecI mask, int32_t base) {
 //
 #include "backends/cpu/simd_elementwise.inc"
 //
+#include "backends/cpu/simd_backward.inc"
+//
 #include "backends/cpu/simd_attention.inc"
+//
+#include "backends/cpu/simd_gemm.inc"
 //
 #include "backends/cpu/simd_sampling.inc"
 
