@@ -20,7 +20,11 @@ echo "|---|---|"
 for model in ${MODELS:-qwen3-0.6b qwen3-4b qwen3-8b}; do
   measure "$model" 512 128 1
   echo "| $model, TTFT at 512 / TPOT, one stream | $ttft ms / $tpot ms |"
-  [ "$model" != qwen3-8b ] || continue
+  if [ "$model" = qwen3-8b ]; then
+    measure "$model" 512 128 4
+    echo "| $model, 4 streams, TPOT | $tpot ms |"
+    continue
+  fi
   measure "$model" 512 128 32
   echo "| $model, 32 streams, TPOT | $tpot ms |"
   [ "$model" = qwen3-0.6b ] || continue
