@@ -55,6 +55,7 @@ Command bench_throughput_command();
 Command inspect_command();
 Command tokenize_command();
 Command pull_command();
+Command train_command();
 Command completion_command();
 
 }  // namespace reft

@@ -13,7 +13,7 @@ namespace {
 
 std::string overview() {
   std::string out =
-      "reft serves language models: one native executable, no Python.\n\nUSAGE\n"
+      "reft serves and trains language models: one native executable, no Python.\n\nUSAGE\n"
       "    reft COMMAND [arguments]\n\nCOMMANDS\n";
   for (const Command& command : all_commands()) {
     out += fmt::format("    {:18} {}\n", command.name, command.summary);

@@ -65,8 +65,7 @@ std::string short_model_name(const std::string& path) {
   return stem;
 }
 
-void ModelFlags::declare_model(ArgParser& parser, bool positional) {
-  if (positional) parser.positional("MODEL", &model, "The same as --model.");
+void ModelFlags::declare_source(ArgParser& parser) {
   parser.group("Model");
   parser.add("model", &model,
              "A Hugging Face folder, a .gguf file, or a hub name org/name (looked up in the hub "
@@ -75,12 +74,24 @@ void ModelFlags::declare_model(ArgParser& parser, bool positional) {
              {"model_path", "m"});
   parser.add("tokenizer", &tokenizer,
              "A folder or file to take the tokenizer from instead of the model's.");
-  parser.add("skip_tokenizer_init", &skip_tokenizer_init,
-             "Load no tokenizer: prompts and answers are token ids.");
   parser.add("revision", &revision, "Branch, tag or commit on the hub.");
   parser.add("hf_token", &hf_token, "Token for gated models; HF_TOKEN is read too.");
   parser.add("download_dir", &download_dir,
              "Hub cache folder; HF_HUB_CACHE and HF_HOME are read too.");
+  parser.add(
+      "chat_template", &chat_template,
+      "A built-in name (qwen3, llama3, chatml, gemma ...), a .jinja file, or the template's text.");
+  parser.add("threads", &threads, "Compute threads of the CPU backend; 0: one per usable core.",
+             {"t"});
+  parser.ignored("trust_remote_code", "no remote code is ever run", false);
+  parser.ignored("tokenizer_mode", "there is one tokenizer");
+}
+
+void ModelFlags::declare_model(ArgParser& parser, bool positional) {
+  if (positional) parser.positional("MODEL", &model, "The same as --model.");
+  declare_source(parser);
+  parser.add("skip_tokenizer_init", &skip_tokenizer_init,
+             "Load no tokenizer: prompts and answers are token ids.");
   parser.add("dtype", &dtype,
              "Type to load and compute in. auto keeps the checkpoint's type and GGUF's quantised "
              "blocks; float32 "
@@ -90,15 +101,8 @@ void ModelFlags::declare_model(ArgParser& parser, bool positional) {
              "auto reads the checkpoint; dummy fills random weights from config.json alone, for "
              "speed tests.");
   parser.choices("load_format", {"auto", "safetensors", "gguf", "dummy"});
-  parser.add(
-      "chat_template", &chat_template,
-      "A built-in name (qwen3, llama3, chatml, gemma ...), a .jinja file, or the template's text.");
   parser.add("device", &device, "Where to run.");
   parser.choices("device", {"auto", "cpu", "cuda"});
-  parser.add("threads", &threads, "Compute threads of the CPU backend; 0: one per usable core.",
-             {"t"});
-  parser.ignored("trust_remote_code", "no remote code is ever run", false);
-  parser.ignored("tokenizer_mode", "there is one tokenizer");
 }
 
 void ModelFlags::declare_engine(ArgParser& parser) {
@@ -177,9 +181,13 @@ const Tokenizer& ServingModel::require_tokenizer() const {
   return *tokenizer;
 }
 
-ServingModel ModelFlags::load() const {
+void ModelFlags::apply_threads() const {
   check(threads >= 0 && threads <= 1024, "--threads must be between 0 and 1024, got {}", threads);
   set_compute_threads(static_cast<int>(threads));
+}
+
+ServingModel ModelFlags::load() const {
+  apply_threads();
   ServingModel out;
   out.path = resolve_path();
   if (model.empty() && !quiet)

@@ -40,7 +40,10 @@ struct ModelFlags {
   bool quiet = false;
   EngineOptions engine;
 
-  // `positional` adds MODEL as the first argument too.
+  // Which model: --model, --tokenizer, --chat_template, --threads and the hub's flags.
+  void declare_source(ArgParser& parser);
+  // declare_source, and how to load it for serving. `positional` adds MODEL as the first argument
+  // too.
   void declare_model(ArgParser& parser, bool positional);
   void declare_engine(ArgParser& parser);
   // --seed, where sampling flags do not have one of their own.
@@ -49,6 +52,7 @@ struct ModelFlags {
   // Sets the compute threads, finds (or downloads) and loads the model. Without --model: the
   // default model.
   ServingModel load() const;
+  void apply_threads() const;
   // Only the files' place, and the tokenizer with its template.
   std::string resolve_path() const;
   std::shared_ptr<const Tokenizer> load_tokenizer_for(const std::string& path) const;

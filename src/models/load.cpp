@@ -96,20 +96,21 @@ class CanonicalNames {
  public:
   explicit CanonicalNames(const CheckpointReader& reader) {
     constexpr std::string_view kEmbedding = "embed_tokens.weight";
-    std::string prefix = "model.";
     for (const TensorEntry& entry : reader.entries()) {
       if (!entry.name.ends_with(kEmbedding)) continue;
-      prefix = entry.name.substr(0, entry.name.size() - kEmbedding.size());
+      prefix_ = entry.name.substr(0, entry.name.size() - kEmbedding.size());
       break;
     }
     for (const TensorEntry& entry : reader.entries()) {
-      const std::string& name = entry.name;
-      if (name == "lm_head.weight" || name == "language_model.lm_head.weight") {
-        entries_.emplace("lm_head.weight", &entry);
-      } else if (name.starts_with(prefix)) {
-        entries_.emplace("model." + name.substr(prefix.size()), &entry);
-      }
+      const std::string name = name_of(entry.name);
+      if (!name.empty()) entries_.emplace(name, &entry);
     }
+  }
+
+  // Our name of a key; empty where it is none of the language model's.
+  std::string name_of(const std::string& key) const {
+    if (key == "lm_head.weight" || key == "language_model.lm_head.weight") return "lm_head.weight";
+    return key.starts_with(prefix_) ? "model." + key.substr(prefix_.size()) : "";
   }
 
   // Null when absent.
@@ -119,6 +120,7 @@ class CanonicalNames {
   }
 
  private:
+  std::string prefix_ = "model.";
   std::unordered_map<std::string, const TensorEntry*> entries_;
 };
 
@@ -270,6 +272,27 @@ std::unique_ptr<CausalLmModel> create_model(Source& source,
 }
 
 }  // namespace
+
+std::unique_ptr<CausalLmModel> describe_model(const std::string& path, const LoadOptions& options) {
+  Source source = open_source(path, options.load_format == "dummy");
+  std::optional<CanonicalNames> names;
+  if (source.reader) names.emplace(*source.reader);
+  try {
+    return create_model(source, names, options);
+  } catch (const Error& e) {
+    fail("{}: {}", path, e.what());
+  }
+}
+
+std::vector<CheckpointTensor> checkpoint_tensors(const std::string& path) {
+  const Source source = open_source(path, false);
+  const CanonicalNames names(*source.reader);
+  std::vector<CheckpointTensor> tensors;
+  for (const TensorEntry& entry : source.reader->entries()) {
+    tensors.push_back({entry.name, names.name_of(entry.name), source.reader->read(entry.name)});
+  }
+  return tensors;
+}
 
 LoadedModel load_model(const std::string& path, const LoadOptions& options) {
   const bool dummy = options.load_format == "dummy";

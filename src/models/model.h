@@ -83,6 +83,19 @@ struct LoadedModel {
 // fault; an architecture that is not known lists those that are. Thread-safe.
 LoadedModel load_model(const std::string& path, const LoadOptions& options);
 
+// The model without its weights, for what info() and Module::visit tell of it. Throws what
+// load_model throws about configurations.
+std::unique_ptr<CausalLmModel> describe_model(const std::string& path, const LoadOptions& options);
+
+// A tensor of a checkpoint as it lies there: a view of the mapped file.
+struct CheckpointTensor {
+  std::string key;        // in the file
+  std::string parameter;  // its name in Module::visit; empty where it has none
+  Tensor value;
+};
+// In the order of the file(s); GGUF keys are renamed to Hugging Face's. Throws Error as load_model.
+std::vector<CheckpointTensor> checkpoint_tensors(const std::string& path);
+
 // A family: how to build the model from a config.json. GGUF files are renamed to Hugging Face keys
 // first.
 struct ModelFamily {

@@ -39,8 +39,6 @@ int64_t kept_values(const MemoryModel& m, Recompute recompute) {
     case Recompute::kNone:
       return 4 * m.hidden + qkv_and_output + 3 * m.intermediate +
              (m.qk_norm ? (m.heads + m.kv_heads) * m.head_dim : 0);
-    case Recompute::kSelective:
-      return 2 * m.hidden + qkv_and_output + 2 * m.intermediate;
     case Recompute::kFull:
       return m.hidden;
   }
@@ -48,9 +46,7 @@ int64_t kept_values(const MemoryModel& m, Recompute recompute) {
 }
 
 const char* recompute_name(Recompute recompute) {
-  return recompute == Recompute::kNone        ? "none"
-         : recompute == Recompute::kSelective ? "selective"
-                                              : "full";
+  return recompute == Recompute::kNone ? "none" : "full";
 }
 
 void as_lora(MemoryModel& model, MemoryOptions& options) {
@@ -62,10 +58,10 @@ void as_lora(MemoryModel& model, MemoryOptions& options) {
 }  // namespace
 
 Recompute parse_recompute(std::string_view name) {
-  for (const Recompute r : {Recompute::kNone, Recompute::kSelective, Recompute::kFull}) {
+  for (const Recompute r : {Recompute::kNone, Recompute::kFull}) {
     if (name == recompute_name(r)) return r;
   }
-  fail("--activation_checkpointing must be none, selective or full, not '{}'", name);
+  fail("--activation_checkpointing must be none or full, not '{}'", name);
 }
 
 MemoryModel memory_model_of(const DecoderConfig& c, bool qk_norm, int64_t lora_rank) {
@@ -150,11 +146,6 @@ std::vector<MemoryChoice> fitting_choices(const MemoryModel& model, const Memory
   MemoryOptions full = options;
   full.recompute = Recompute::kFull;
   const std::string recompute = "--activation_checkpointing full";
-  MemoryOptions selective = options;
-  selective.recompute = Recompute::kSelective;
-  if (options.recompute == Recompute::kNone) {
-    offer("--activation_checkpointing selective", model, selective);
-  }
   if (options.recompute != Recompute::kFull) offer(recompute, model, full);
   offer_batches("", model, options);
   offer_batches(recompute + " ", model, full);

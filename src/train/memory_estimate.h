@@ -11,10 +11,9 @@
 
 namespace reft {
 
-// What of the forward pass is kept for the backward pass: everything; all but norms, rotated q and
-// k and the gated activation; or each block's input alone.
-enum class Recompute { kNone, kSelective, kFull };
-// "none", "selective", "full". Throws Error naming --activation_checkpointing.
+// What of the forward pass is kept for the backward pass: everything, or each block's input alone.
+enum class Recompute { kNone, kFull };
+// "none", "full". Throws Error naming --activation_checkpointing.
 Recompute parse_recompute(std::string_view name);
 
 struct MemoryModel {
@@ -58,7 +57,6 @@ struct MemoryRow {
 //   optimizer states     per P: AdamW 8 or, in bfloat16, 4; 8-bit 2.03; Muon 4 and 8 for the
 //                        embeddings; SGD 4
 //   activations          b T layers (4 D + (2 H + 2 Hk) Dh + 3 F, with q/k norms + (H + Hk) Dh);
-//                        selective: b T layers (2 D + (2 H + 2 Hk) Dh + 2 F);
 //                        full: b T layers D and one block as with none
 //   gradients of activations   b T (2 D + 4 F)
 //   logits               8 min(T, loss_chunk) V: float32, and their gradient

@@ -72,7 +72,6 @@ TEST(MemoryEstimate, ActivationsPerToken) {
     return static_cast<double>(row(estimate_memory(qwen3(), o), "activations")) / 2048 / 1e6;
   };
   EXPECT_NEAR(per_token(Recompute::kNone), 1.26, 0.01);
-  EXPECT_NEAR(per_token(Recompute::kSelective), 0.80, 0.01);
   EXPECT_NEAR(per_token(Recompute::kFull), 0.057 + 1.26 / 28, 0.001);
   MemoryOptions o{.loss_chunk = 100};
   EXPECT_EQ(row(estimate_memory(qwen3(), o), "logits"), 8 * 100 * 151'936);
@@ -105,7 +104,7 @@ TEST(MemoryEstimate, ChoicesFit) {
     for (const MemoryChoice& choice : choices) EXPECT_LE(choice.bytes, available) << choice.flags;
   }
   EXPECT_EQ(fitting_choices(qwen3(), options, need - 1).front().flags,
-            "--activation_checkpointing selective");
+            "--activation_checkpointing full");
   // Half the micro-batch is enough: a third is not offered.
   const std::string report = memory_report(qwen3(), options, need - 1);
   EXPECT_THAT(report, HasSubstr("--batch_size 6 and 2 times the accumulation steps"));
@@ -118,7 +117,7 @@ TEST(MemoryEstimate, ChoicesFit) {
 }
 
 TEST(MemoryEstimate, ErrorsNameTheFlag) {
-  EXPECT_EQ(parse_recompute("selective"), Recompute::kSelective);
+  EXPECT_EQ(parse_recompute("full"), Recompute::kFull);
   try {
     parse_recompute("some");
     FAIL();

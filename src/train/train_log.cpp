@@ -81,8 +81,10 @@ TrainLog::TrainLog(TrainLogOptions options) : options_(std::move(options)) {
   }
   if (options_.quiet) return;
   log_info(kComponent, "++++++++++++++++++++++ Training +++++++++++++++++++++++");
-  log_info(kComponent, "Start from steps: {}, total steps: {}, total epochs: {:g}",
-           options_.start_step, options_.total_steps, options_.total_epochs);
+  log_info(
+      kComponent, "Start from steps: {}, total steps: {}{}", options_.start_step,
+      options_.total_steps,
+      options_.total_epochs > 0 ? fmt::format(", total epochs: {:g}", options_.total_epochs) : "");
   if (options_.peak_flops > 0) {
     log_info(kComponent, "MFU: FLOPs of a step / seconds / {:.4g} FLOP/s, with FLOPs = {}",
              options_.peak_flops, options_.flops_formula);

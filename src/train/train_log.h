@@ -39,7 +39,7 @@ struct TrainLogOptions {
   std::string title = "Training loss";  // of the plot
   int64_t start_step = 0;               // steps done before this run
   int64_t total_steps = 0;
-  double total_epochs = 0;
+  double total_epochs = 0;       // 0: not known
   int64_t log_every = 1;         // --log_every: steps per line
   int rank = 0, world_size = 1;  // only rank 0 writes files
   double peak_flops = 0;         // of all devices; 0: no MFU
