@@ -456,12 +456,22 @@ TEST_F(Hub, TwoProcessesDoNotClash) {
   weights().content = noise(300'000, 7);
   settings_.segment_bytes = 5000;
   std::vector<pid_t> children;
-  // The server's threads do not survive a fork, so the children only use the network.
+  // The server's threads do not survive a fork, so the children only use the network. They wait
+  // until all are there: a fork while a thread of the server works would copy the locks it holds.
+  int gate[2];
+  ASSERT_EQ(::pipe(gate), 0);
   for (int i = 0; i < 3; ++i) {
     const pid_t child = ::fork();
-    if (child == 0) ::_exit(error_of([&] { resolve(); }).empty() ? 0 : 1);
+    if (child == 0) {
+      ::close(gate[1]);
+      char end = 0;
+      if (::read(gate[0], &end, 1) != 0) ::_exit(2);
+      ::_exit(error_of([&] { resolve(); }).empty() ? 0 : 1);
+    }
     children.push_back(child);
   }
+  ::close(gate[0]);
+  ::close(gate[1]);
   for (const pid_t child : children) {
     int status = 0;
     ASSERT_EQ(::waitpid(child, &status, 0), child);
