@@ -94,12 +94,16 @@ struct Window {
 
 // What a resumed run must share with the one before it for its batches and updates to be those that
 // would have come.
-Json identity_of(const TrainerOptions& o, DType dtype) {
-  return {
-      {"batch_size", o.loader.batch_size},  {"grad_accumulation_steps", o.grad_accumulation_steps},
-      {"cutoff_len", o.encoder.cutoff_len}, {"packing", o.loader.packing},
-      {"seed", o.loader.mix.seed},          {"fine_tuning_type", fine_tuning_name(o.fine_tuning)},
-      {"dtype", dtype_name(dtype)}};
+Json identity_of(const TrainerOptions& o, const LoaderOptions& loader, DType dtype) {
+  return {{"batch_size", loader.batch_size},
+          {"grad_accumulation_steps", o.grad_accumulation_steps},
+          {"cutoff_len", o.encoder.cutoff_len},
+          {"packing", loader.packing},
+          {"shuffle", loader.mix.shuffle},
+          {"seed", loader.mix.seed},
+          {"val_size", loader.mix.validation_fraction},
+          {"fine_tuning_type", fine_tuning_name(o.fine_tuning)},
+          {"dtype", dtype_name(dtype)}};
 }
 
 void check_options(const TrainerOptions& o) {
@@ -279,7 +283,7 @@ void Trainer::count_steps() {
 
 void Trainer::restore() {
   const TrainState state = read_train_state(*resumed_);
-  const Json mine = identity_of(options_, model_.compute_dtype);
+  const Json mine = identity_of(options_, data_.training, model_.compute_dtype);
   for (const auto& [key, value] : mine.items()) {
     const Json saved = json_get<Json>(state.schedule, key.c_str(), Json());
     check(saved == value, "--resume: '{}' was trained with {} {}, this run has {}", *resumed_, key,
@@ -402,7 +406,7 @@ void Trainer::save() {
   contents.state.step = step_;
   contents.state.epoch = epoch();
   contents.state.optimizer = optimizer_->settings();
-  contents.state.schedule = identity_of(options_, model_.compute_dtype);
+  contents.state.schedule = identity_of(options_, data_.training, model_.compute_dtype);
   contents.state.schedule["schedule"] = schedule_->str();
   contents.state.schedule["total_steps"] = total_steps_;
   contents.state.rng = {{"seed", options_.loader.mix.seed}};

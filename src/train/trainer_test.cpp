@@ -4,7 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cstring>
+#include <algorithm>
+#include <cmath>
 #include <map>
 #include <sstream>
 
@@ -386,6 +387,95 @@ TEST_F(TrainerTest, ARunGoesOnOnlyAsItself) {
   EXPECT_THAT(error_of(o), HasSubstr("batch_size 2"));
   o = options("out");
   EXPECT_THAT(error_of(o), HasSubstr("--resume"));
+}
+
+// A word for every id of the goldens' models.
+std::string word_tokenizer(int32_t eos) {
+  Json vocab = Json::object();
+  for (int id = 0; id < 211; ++id) vocab[id == eos ? "</s>" : fmt::format("w{}", id)] = id;
+  return Json{{"version", "1.0"},
+              {"added_tokens", {{{"id", eos}, {"content", "</s>"}, {"special", true}}}},
+              {"pre_tokenizer", {{"type", "WhitespaceSplit"}}},
+              {"model", {{"type", "WordLevel"}, {"vocab", vocab}, {"unk_token", "w0"}}}}
+      .dump();
+}
+
+// tests/train/curve.json, of tools/make_training_golden_curve.py.
+TEST_F(TrainerTest, LossCurvesAreThoseOfTorch) {
+  const std::string root = REFT_SOURCE_DIR;
+  const Json golden = read_json_file(root + "/tests/train/curve.json");
+  const Json& settings = golden.at("options");
+  std::string rows;
+  for (const Json& row : golden.at("rows")) {
+    std::string text;
+    for (const int id : row) text += fmt::format("{}w{}", text.empty() ? "" : " ", id);
+    rows += Json{{"text", text}}.dump() + "\n";
+  }
+  folder_.write("words/tokenizer.json", word_tokenizer(golden.at("eos")));
+  folder_.write("words/tokenizer_config.json", R"({"eos_token": "</s>"})");
+  for (const std::string type : {"full", "freeze"}) {
+    TrainerOptions o = options(type);
+    o.model_path = root + "/tests/golden/llama";
+    o.tokenizer_path = folder_.path("words");
+    o.load_pretrained = true;
+    o.fine_tuning = parse_fine_tuning(type);
+    o.freeze.layers = 1;
+    o.loader.mix.datasets[0].path = folder_.write("words.jsonl", rows);
+    o.loader.mix.shuffle = false;
+    o.loader.batch_size = settings.at("batch_size");
+    o.grad_accumulation_steps = settings.at("grad_accumulation_steps");
+    o.max_steps = settings.at("steps");
+    o.optimizer.weight_decay = settings.at("weight_decay");
+    o.max_grad_norm = settings.at("max_grad_norm");
+    o.schedule = {.kind = ScheduleKind::kLinear,
+                  .learning_rate = settings.at("learning_rate"),
+                  .warmup_steps = settings.at("warmup_steps")};
+    train(o);
+    for (const char* key : {"loss", "grad_norm", "lr"}) {
+      const std::vector<double> got = logged(type, key), want = golden.at(type).at(key);
+      ASSERT_EQ(got.size(), want.size());
+      double worst = 0;
+      for (size_t i = 0; i < got.size(); ++i) worst = std::max(worst, std::abs(got[i] - want[i]));
+      EXPECT_LT(worst, 1e-4) << type << " " << key;
+    }
+  }
+}
+
+// The written folder has the keys of the one that was begun with, sharded, tied or below a vision
+// model, and is where the run ended.
+TEST_F(TrainerTest, EveryFamilyTrainsAndItsFolderIsLoaded) {
+  folder_.write("words/tokenizer.json", word_tokenizer(2));
+  folder_.write("words/tokenizer_config.json", R"({"eos_token": "</s>"})");
+  folder_.write("words.jsonl", R"({"text": "w5 w9 w77 w100 w3 w8 w190 w45 w31 w9 w77"})");
+  int models = 0;
+  for (const auto& entry : fs::directory_iterator(std::string(REFT_SOURCE_DIR) + "/tests/golden")) {
+    if (!fs::exists(entry.path() / "gradients.safetensors")) continue;
+    const std::string name = entry.path().filename();
+    ++models;
+    TrainerOptions o = options(name);
+    o.model_path = entry.path();
+    o.tokenizer_path = folder_.path("words");
+    o.load_pretrained = true;
+    o.loader.mix.datasets[0].path = folder_.path("words.jsonl");
+    o.schedule.learning_rate = 1e-3;
+    o.max_steps = 4;
+    train(o);
+    std::vector<std::string> before, after;
+    for (const CheckpointTensor& t : checkpoint_tensors(entry.path())) before.push_back(t.key);
+    for (const CheckpointTensor& t : checkpoint_tensors(o.output_dir)) after.push_back(t.key);
+    std::erase(before, std::string("lm_head.weight"));  // may be a copy of the embedding
+    std::erase(after, std::string("lm_head.weight"));
+    EXPECT_THAT(after, testing::UnorderedElementsAreArray(before)) << name;
+    TrainerOptions next = o;
+    next.model_path = o.output_dir;
+    next.output_dir = folder_.path(name + "-next");
+    next.max_steps = 1;
+    train(next);
+    const std::vector<double> losses = logged(name);
+    EXPECT_LT(logged(name + "-next").at(0), losses.back() - 0.001) << name;
+    EXPECT_LT(losses.back(), losses.front()) << name;
+  }
+  EXPECT_GE(models, 15);
 }
 
 TEST_F(TrainerTest, PreviewShowsWhatIsLearnt) {
