@@ -1,5 +1,6 @@
 // Adapters that PEFT has written (tools/make_training_golden_peft.py), and what is written back.
 #include "engine/peft_adapter.h"
+#include "base/error_of_test.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -34,16 +35,6 @@ class AdapterFolder : public testing::Test {
   }
   std::string folder_;
 };
-
-template <class F>
-std::string error_of(F f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "";
-}
 
 std::vector<std::byte> bytes_of(const Tensor& t) {
   if (!t.defined()) return {};

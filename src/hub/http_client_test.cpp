@@ -1,4 +1,5 @@
 #include "hub/http_client.h"
+#include "base/error_of_test.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -16,16 +17,6 @@ namespace {
 using testing::HasSubstr;
 using Request = TestServer::Request;
 using Socket = TestServer::Socket;
-
-template <class F>
-std::string error_of(F f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "";
-}
 
 std::string answer(const std::string& body, const std::string& headers = "",
                    const char* status = "200 OK") {

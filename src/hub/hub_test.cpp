@@ -10,6 +10,7 @@
 #include <fstream>
 #include <thread>
 
+#include "base/error_of_test.h"
 #include "base/file.h"
 #include "hub/blob_file.h"
 #include "hub/cache.h"
@@ -23,16 +24,6 @@ namespace {
 namespace fs = std::filesystem;
 using testing::ElementsAre;
 using testing::HasSubstr;
-
-template <class F>
-std::string error_of(F f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "";
-}
 
 // Bytes that differ everywhere, so that a segment in the wrong place is seen.
 std::string noise(size_t size, uint32_t seed) {

@@ -1,4 +1,5 @@
 #include "ops/optimizer.h"
+#include "base/error_of_test.h"
 
 #include <cmath>
 
@@ -385,16 +386,6 @@ TEST(GlobalNorm, IsExactFiniteAndTheSameWithAnyNumberOfThreads) {
   EXPECT_EQ(clip_scale(0.5, 1), 1);
   EXPECT_DOUBLE_EQ(clip_scale(4, 1), 1 / (4 + 1e-6));
   EXPECT_EQ(clip_scale(4, 0), 1);
-}
-
-template <class F>
-std::string error_of(F f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "";
 }
 
 TEST(AdamW, ErrorsNameOpAndTensors) {

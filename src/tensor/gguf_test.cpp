@@ -1,4 +1,5 @@
 #include "tensor/gguf.h"
+#include "base/error_of_test.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -19,16 +20,6 @@ using testing::HasSubstr;
 
 std::string fixture(const std::string& name) {
   return std::string(REFT_SOURCE_DIR "/src/tensor/testdata/") + name;
-}
-
-template <class F>
-std::string error_of(F f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "";
 }
 
 // Builds a GGUF file field by field, so that each can lie.

@@ -1,4 +1,5 @@
 #include "tensor/safetensors.h"
+#include "base/error_of_test.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -46,16 +47,6 @@ std::vector<TensorEntry> parse(const std::string& file) {
   return parse_safetensors_header(std::as_bytes(std::span(file)), "test.safetensors");
 }
 
-// The error's text, or "" when there is none.
-template <class F>
-std::string error_of(F f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "";
-}
 std::string parse_error(const std::string& header, size_t data_bytes) {
   return error_of([&] { parse(file_of(header, data_bytes)); });
 }

@@ -1,4 +1,5 @@
 #include "train/checkpoint.h"
+#include "base/error_of_test.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -71,16 +72,6 @@ void expect_whole(const std::string& path, int64_t step) {
       }
     }
   }
-}
-
-template <class F>
-std::string error_of(F f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "";
 }
 
 TEST_F(Checkpoint, IsAModelFolderWithTheStateBeside) {

@@ -1,4 +1,5 @@
 #include "train/optimizer.h"
+#include "base/error_of_test.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -160,16 +161,6 @@ TEST(Optimizer, GradientNormIsOverAllParameters) {
   EXPECT_DOUBLE_EQ(optimizer.gradient_norm(), 5);
   optimizer.zero_gradients();
   EXPECT_EQ(optimizer.gradient_norm(), 0);
-}
-
-template <class F>
-std::string error_of(F f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "";
 }
 
 TEST(Optimizer, ErrorsNameWhatIsWrong) {

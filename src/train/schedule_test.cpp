@@ -1,4 +1,5 @@
 #include "train/schedule.h"
+#include "base/error_of_test.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -70,16 +71,6 @@ TEST(Schedule, WarmupLongerThanTheRunNeverReachesThePeak) {
   EXPECT_DOUBLE_EQ(schedule.at(0), 0);
   EXPECT_DOUBLE_EQ(schedule.at(5), 1);
   EXPECT_DOUBLE_EQ(schedule.at(9), 1);
-}
-
-template <class F>
-std::string error_of(F f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "";
 }
 
 TEST(Schedule, ErrorsNameTheFlag) {
