@@ -14,6 +14,7 @@ constexpr int kStreamRows = 16;  // rows of W per block
 constexpr int kStreamSlice =
     64;  // elements of K that a warp takes at a time: 128 bytes of each row
 constexpr int64_t kStreamTokens = 16;  // rows of x at most
+constexpr int kWideTokens = 32;        // of stream_wide_kernel
 
 // An ordinary load, not one by way of the read-only cache: see launch_dependent().
 __device__ __forceinline__ uint4 load_after_wait(const void* p) {
@@ -34,9 +35,10 @@ __device__ __forceinline__ uint4 load_stream(const void* p) {
 }
 
 // One block: 16 rows of W against up to 8 * kTiles rows of x. Warp w takes the slices w, w +
-// kWarps, … of K. The order of k inside a slice is the same permutation for W and x, chosen so that
-// every lane loads 32 contiguous bytes: lane (g, t) holds k = 16t … 16t+15 of row g, four matrix
-// instructions' worth.
+// kWarps, … of K. The order of k inside a slice is the same permutation for W and x: lane (g, t)
+// holds two runs of 8 k of row g, four matrix instructions' worth. Runs 32 apart make a load of a
+// warp take whole 64-byte pieces of its rows, which is faster for short rows; neighbours are for
+// long ones.
 //
 // Short rows (a few slices a warp) are bound by latency: few registers for many warps, all loads
 // before the first product, and the first weights on their way while the kernel before ends. Long
@@ -51,16 +53,17 @@ __global__ void __launch_bounds__(kWarps * 32, kShort ? 32 / kWarps : 0)
                   const T* __restrict__ w, const float* __restrict__ bias, int64_t tokens,
                   int64_t n, int64_t k, Activation activation) {
   constexpr int kRows = kGated ? kStreamRows / 2 : kStreamRows;  // columns of y
+  constexpr int kLane = kShort ? 8 : 16, kRun = kShort ? 32 : 8;
   __shared__ float partial[kWarps][kStreamRows][kTiles * 8 + 1];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int64_t row0 = blockIdx.x * int64_t{kRows};
   // Rows past the end read the last row; their results are not stored.
-  const T* w0 = w + min(row0 + g, n - 1) * k + t * 16;
-  const T* w1 = w + (kGated ? n + min(row0 + g, n - 1) : min(row0 + g + 8, n - 1)) * k + t * 16;
+  const T* w0 = w + min(row0 + g, n - 1) * k + t * kLane;
+  const T* w1 = w + (kGated ? n + min(row0 + g, n - 1) : min(row0 + g + 8, n - 1)) * k + t * kLane;
   const T* x_rows[kTiles];
 #pragma unroll
   for (int i = 0; i < kTiles; ++i)
-    x_rows[i] = x + min(int64_t{i * 8 + g}, tokens - 1) * x_stride + t * 16;
+    x_rows[i] = x + min(int64_t{i * 8 + g}, tokens - 1) * x_stride + t * kLane;
   float d[kTiles][4] = {};
   constexpr int kUnroll = !kShort ? 4 : kTiles == 1 ? 2 : 1;
   const int slices = static_cast<int>(k / kStreamSlice);
@@ -74,8 +77,8 @@ __global__ void __launch_bounds__(kWarps * 32, kShort ? 32 / kWarps : 0)
         const bool inside = slice < slices;
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          a0[u][h] = inside ? load_stream(w0 + int64_t{slice} * kStreamSlice + h * 8) : zeros;
-          a1[u][h] = inside ? load_stream(w1 + int64_t{slice} * kStreamSlice + h * 8) : zeros;
+          a0[u][h] = inside ? load_stream(w0 + int64_t{slice} * kStreamSlice + h * kRun) : zeros;
+          a1[u][h] = inside ? load_stream(w1 + int64_t{slice} * kStreamSlice + h * kRun) : zeros;
         }
       }
     };
@@ -91,7 +94,7 @@ __global__ void __launch_bounds__(kWarps * 32, kShort ? 32 / kWarps : 0)
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
 #pragma unroll
-          for (int i = 0; i < kTiles; ++i) b[u][h][i] = load_after_wait(x_rows[i] + at + h * 8);
+          for (int i = 0; i < kTiles; ++i) b[u][h][i] = load_after_wait(x_rows[i] + at + h * kRun);
         }
       }
 #pragma unroll
@@ -118,8 +121,8 @@ __global__ void __launch_bounds__(kWarps * 32, kShort ? 32 / kWarps : 0)
         const int64_t at = int64_t{slice < slices ? slice : base} * kStreamSlice;
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          a0[u][h] = load_stream(w0 + at + h * 8);
-          a1[u][h] = load_stream(w1 + at + h * 8);
+          a0[u][h] = load_stream(w0 + at + h * kRun);
+          a1[u][h] = load_stream(w1 + at + h * kRun);
         }
       }
 #pragma unroll
@@ -132,8 +135,8 @@ __global__ void __launch_bounds__(kWarps * 32, kShort ? 32 / kWarps : 0)
           const uint32_t second[4] = {a0[u][h].z, a1[u][h].z, a0[u][h].w, a1[u][h].w};
 #pragma unroll
           for (int i = 0; i < kTiles; ++i) {
-            const uint4 b =
-                *reinterpret_cast<const uint4*>(x_rows[i] + int64_t{slice} * kStreamSlice + h * 8);
+            const uint4 b = *reinterpret_cast<const uint4*>(
+                x_rows[i] + int64_t{slice} * kStreamSlice + h * kRun);
             mma_16816<T>(d[i], first, b.x, b.y);
             mma_16816<T>(d[i], second, b.z, b.w);
           }
@@ -163,6 +166,100 @@ __global__ void __launch_bounds__(kWarps * 32, kShort ? 32 / kWarps : 0)
       sum = activate(as_float(as<T>(sum)), activation) * as_float(as<T>(up));
     }
     y[token * y_stride + row0 + row] = as<Out>(sum);
+  }
+}
+
+// Floats of a token's row of partial sums.
+constexpr int wide_pitch(int tiles) { return tiles * 8 + 2; }
+
+// 8 * kTiles rows of W a warp against up to 32 rows of x, which are the rows of the product: so
+// many rows of W share what is loaded of x, which comes from L2 and would otherwise be the limit.
+// The warps of a block share K as above. The first weights are on their way while the kernel ahead
+// ends.
+template <class T, class Out, int kTiles, int kWarps, bool kGated>
+__global__ void __launch_bounds__(kWarps * 32)
+    stream_wide_kernel(Out* __restrict__ y, int64_t y_stride, const T* __restrict__ x,
+                       int64_t x_stride, const T* __restrict__ w, const float* __restrict__ bias,
+                       int64_t tokens, int64_t n, int64_t k, Activation activation) {
+  constexpr int kColumns = kGated ? kTiles * 4 : kTiles * 8;  // of y
+  constexpr int kPitch = wide_pitch(kTiles);
+  extern __shared__ float partial[];  // [warp][token][kPitch]
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const int64_t column0 = blockIdx.x * int64_t{kColumns};
+  const T* w_rows[kTiles];
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i) {
+    const bool is_up = kGated && i >= kTiles / 2;
+    const int64_t row = column0 + (is_up ? i - kTiles / 2 : i) * 8 + g;
+    w_rows[i] = w + (min(row, n - 1) + (is_up ? n : 0)) * k + t * 8;
+  }
+  const T* x_rows[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    x_rows[i] = x + min(int64_t{i * 8 + g}, tokens - 1) * x_stride + t * 8;
+  const int slices = static_cast<int>(k / kStreamSlice);
+  float d[2][kTiles][4] = {};
+  uint4 b[kTiles][2];
+  const auto load_weights = [&](int slice) {
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+        b[i][h] = load_stream(w_rows[i] + int64_t{slice} * kStreamSlice + h * 32);
+    }
+  };
+  if (warp < slices) load_weights(warp);
+  await_inputs();
+  allow_next();
+  for (int slice = warp; slice < slices; slice += kWarps) {
+    uint4 a[2][4];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        a[h][i] = load_after_wait(x_rows[i] + int64_t{slice} * kStreamSlice + h * 32);
+    }
+    if (slice != warp) load_weights(slice);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        const uint4 low = a[h][2 * m], high = a[h][2 * m + 1];
+#pragma unroll
+        for (int i = 0; i < kTiles; ++i) {
+          mma_16816<T>(d[m][i], {low.x, high.x, low.y, high.y}, b[i][h].x, b[i][h].y);
+          mma_16816<T>(d[m][i], {low.z, high.z, low.w, high.w}, b[i][h].z, b[i][h].w);
+        }
+      }
+    }
+  }
+  float* mine = partial + warp * kWideTokens * kPitch;
+#pragma unroll
+  for (int m = 0; m < 2; ++m) {
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) {
+      float* at = mine + (m * 16 + g) * kPitch + i * 8 + 2 * t;
+      *reinterpret_cast<float2*>(at) = make_float2(d[m][i][0], d[m][i][1]);
+      *reinterpret_cast<float2*>(at + 8 * kPitch) = make_float2(d[m][i][2], d[m][i][3]);
+    }
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < kColumns * kWideTokens; i += kWarps * 32) {
+    const int token = i / kColumns, column = i % kColumns;
+    const int64_t to = column0 + column;
+    if (to >= n || token >= tokens) continue;
+    const float* from = partial + token * kPitch + column;
+    constexpr int kStep = kWideTokens * kPitch;  // to the next warp's
+    float sum = bias == nullptr ? 0.0f : bias[to];
+#pragma unroll
+    for (int p = 0; p < kWarps; ++p) sum += from[p * kStep];
+    if constexpr (kGated) {
+      float up = bias == nullptr ? 0.0f : bias[n + to];
+#pragma unroll
+      for (int p = 0; p < kWarps; ++p) up += from[p * kStep + kColumns];
+      sum = activate(as_float(as<T>(sum)), activation) * as_float(as<T>(up));
+    }
+    y[token * y_stride + to] = as<Out>(sum);
   }
 }
 
@@ -219,6 +316,36 @@ void launch_stream(Tensor& y, const Tensor& x, const Tensor& w, const float* bia
   check_launch("linear (stream)");
 }
 
+// Whether launch_wide is faster than cuBLASLt, which wins from some MB of weights on (Qwen3-4B).
+bool is_wide(int64_t tokens, int64_t columns, int64_t k) {
+  return tokens <= kWideTokens && columns * k <= int64_t{4} << 20;
+}
+
+template <class T, class Out, bool kGated>
+void launch_wide(Tensor& y, const Tensor& x, const Tensor& w, const float* bias,
+                 Activation activation = Activation::kSilu) {
+  const int64_t n = y.size(1);
+  const auto run = [&]<int kTiles, int kWarps>() {
+    constexpr auto kernel = &stream_wide_kernel<T, Out, kTiles, kWarps, kGated>;
+    constexpr int kSharedBytes = kWarps * kWideTokens * wide_pitch(kTiles) * 4;
+    static const cudaError_t raised =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
+    cuda_check(raised, "raising the shared memory of linear");
+    launch_dependent("linear (wide stream)", kernel, x.device().index,
+                     dim3(blocks_for(n, kGated ? kTiles * 4 : kTiles * 8)), kWarps * 32,
+                     kSharedBytes, ptr<Out>(y), y.stride(0), ptr<T>(x), x.stride(0), ptr<T>(w),
+                     bias, x.size(0), n, w.size(1), activation);
+  };
+  // As measured over the products of Qwen3-0.6B: few rows of W, fewer a warp and more warps.
+  if constexpr (kGated) {
+    run.template operator()<6, 8>();
+  } else if (n <= 16 * cuda_num_sms(x.device().index)) {
+    run.template operator()<2, 16>();
+  } else {
+    run.template operator()<3, 8>();
+  }
+}
+
 bool can_stream(const Tensor& x, const Tensor& w) {
   return x.dtype() == w.dtype() && x.dtype() != DType::kF32 && w.size(1) % kStreamSlice == 0 &&
          aligned_16(x.raw()) && x.stride(0) % 8 == 0 && aligned_16(w.raw());
@@ -226,15 +353,17 @@ bool can_stream(const Tensor& x, const Tensor& w) {
 
 bool gated_linear_cuda(Tensor& y, const Tensor& x, const Weight& weight, const Tensor& bias,
                        Activation activation) {
+  const int64_t tokens = x.size(0);
   // 8 rows of the gate and 8 of `up` fill a block: no block may hold both an end and a beginning.
-  if (!weight.data.defined() || x.size(0) > kStreamTokens || y.size(1) % 8 != 0 ||
-      !can_stream(x, weight.data)) {
+  if (!weight.data.defined() || y.size(1) % 8 != 0 || !can_stream(x, weight.data) ||
+      (tokens > kStreamTokens && !is_wide(tokens, y.size(1), x.size(1)))) {
     return false;
   }
   dispatch_half(x.dtype(), "gated_linear", [&](auto type) {
     using T = decltype(type);
-    launch_stream<T, T, true>(y, x, weight.data, bias.defined() ? ptr<float>(bias) : nullptr,
-                              activation);
+    const auto launch =
+        tokens <= kStreamTokens ? &launch_stream<T, T, true> : &launch_wide<T, T, true>;
+    launch(y, x, weight.data, bias.defined() ? ptr<float>(bias) : nullptr, activation);
   });
   return true;
 }
@@ -253,9 +382,12 @@ void linear_cuda(Tensor& y, const Tensor& x, const Weight& weight, const Tensor&
       f(T{}, T{});
     });
   };
-  if (streams && tokens <= kStreamTokens) {
+  if (streams && (tokens <= kStreamTokens || is_wide(tokens, n, k))) {
     with_types([&](auto t, auto out) {
-      launch_stream<decltype(t), decltype(out), false>(y, x, w, bias_values);
+      using T = decltype(t);
+      using Out = decltype(out);
+      tokens <= kStreamTokens ? launch_stream<T, Out, false>(y, x, w, bias_values)
+                              : launch_wide<T, Out, false>(y, x, w, bias_values);
     });
     return;
   }
