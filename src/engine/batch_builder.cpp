@@ -61,19 +61,6 @@ Tensor wrap(std::vector<int32_t>& values, Shape shape) {
   return Tensor::borrow(values.data(), shape, DType::kI32);
 }
 
-// One copy for all arrays.
-void move_batch(Batch& batch, Device device) {
-  const BatchSizes sizes = sizes_of(batch);
-  const Tensor host = Tensor::empty({packed_size(sizes)}, DType::kI32);
-  Batch packed = view_packed(host, sizes);
-  const auto from = arrays_of(batch);
-  const auto to = arrays_of(packed);
-  for (size_t i = 0; i < from.size(); ++i) to[i]->copy_from(*from[i]);
-  Batch moved = view_packed(host.to(device), sizes);
-  const auto arrays = arrays_of(moved);
-  for (size_t i = 0; i < from.size(); ++i) *from[i] = *arrays[i];
-}
-
 }  // namespace
 
 void StepPlan::clear() {
@@ -127,14 +114,19 @@ void build_batch(StepPlan& plan, int64_t block_size) {
 
 void resolve_batch(StepPlan& plan) {
   bool dropped = false;
+  plan.feeds = false;
   for (size_t i = 0; i < plan.sequences.size(); ++i) {
     PlannedSequence& s = plan.sequences[i];
     if (!s.from_previous) continue;
-    if (s.sequence->sampling.ended()) {
+    const SamplingState& sampling = s.sequence->sampling;
+    int32_t& id = plan.token_ids[static_cast<size_t>(plan.query_start[i + 1] - 1)];
+    if (sampling.has_pending()) {
+      id = -1 - sampling.pending_row();
+      plan.feeds = true;
+    } else if (sampling.ended()) {
       s.dropped = dropped = true;
     } else {
-      plan.token_ids[static_cast<size_t>(plan.query_start[i + 1] - 1)] =
-          s.sequence->sampling.last_token();
+      id = sampling.last_token();
     }
   }
   if (dropped) compact(plan);
@@ -153,8 +145,7 @@ Batch make_batch(StepPlan& plan, Device device) {
   batch.attention.max_query_len = plan.max_query_len;
   batch.attention.max_context_len = plan.max_context_len;
   batch.logit_rows = wrap(plan.logit_rows, {static_cast<int64_t>(plan.logit_rows.size())});
-  if (device != kCpuDevice) move_batch(batch, device);
-  return batch;
+  return device == kCpuDevice ? batch : move_packed(batch, device);
 }
 
 }  // namespace reft

@@ -10,8 +10,8 @@ namespace reft {
 // Scheduling thread.
 void build_batch(StepPlan& plan, int64_t block_size);
 
-// Writes the ids that the step before sampled and takes out the sequences that ended there. Compute
-// thread.
+// Writes the ids that the step before sampled and takes out the sequences that ended there. Of a
+// token that is still pending it writes −1 − its row. Compute thread.
 void resolve_batch(StepPlan& plan);
 
 // The arrays as tensors on `device`. On the CPU they borrow the plan's memory.

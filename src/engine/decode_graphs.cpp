@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "base/log.h"
+#include "ops/copy_rows.h"
 
 namespace reft {
 
@@ -37,11 +38,13 @@ std::unique_ptr<DecodeGraphs::Recorded> DecodeGraphs::record(int64_t sequences) 
   r->batch = view_packed(r->arrays, sizes);
   r->batch.attention.max_query_len = 1;
   r->batch.attention.max_context_len = max_len_;
+  std::vector<int32_t> starts(static_cast<size_t>(n + 1));
+  std::iota(starts.begin(), starts.end(), 0);
+  r->batch.attention.query_start.copy_from(Tensor::from_vector(starts));
   const auto body = [&] { r->logits = model_.forward(r->batch, cache_); };
   // A step of padding only, so that what a library sets up on first use is not recorded: no
   // sequence has keys, and nothing is written to the cache.
-  r->batch.slots.copy_from(
-      Tensor::from_vector(std::vector<int32_t>(static_cast<size_t>(n), -1)).to(device_));
+  r->batch.slots.copy_from(Tensor::from_vector(std::vector<int32_t>(static_cast<size_t>(n), -1)));
   body();
   r->graph = record_graph(device_, body);
   log_debug("Engine", "recorded a decode graph for {} sequences", n);
@@ -55,30 +58,22 @@ DecodeGraphs::Recorded& DecodeGraphs::recorded_for(int64_t sequences) {
   return *slot;
 }
 
-Tensor DecodeGraphs::forward(const Batch& host) {
+Tensor DecodeGraphs::forward(Batch& host, const Tensor& previous) {
   const int64_t given = host.num_sequences();
   Recorded& r = recorded_for(given);
-  const int64_t n = r.sequences;
-  const Tensor values = Tensor::zeros({r.arrays.numel()}, DType::kI32);
-  const Batch padded = view_packed(values, sizes_for(n));
-  // The rest of an array stays 0 (no keys, some row's logits) but where padding says otherwise.
-  const auto put = [](const Tensor& from, const Tensor& to) {
-    std::copy_n(from.data<int32_t>(), from.numel(), to.data<int32_t>());
-  };
-  put(host.token_ids, padded.token_ids);
-  put(host.positions, padded.positions);
-  put(host.slots, padded.slots);
-  std::fill_n(padded.slots.data<int32_t>() + given, n - given, -1);
-  put(host.attention.context_len, padded.attention.context_len);
-  put(host.logit_rows, padded.logit_rows);
-  std::iota(padded.attention.query_start.data<int32_t>(),
-            padded.attention.query_start.data<int32_t>() + n + 1, 0);
-  const int64_t width = host.attention.block_table.size(1);
-  for (int64_t i = 0; i < given; ++i) {
-    std::copy_n(host.attention.block_table.data<int32_t>() + i * width, width,
-                padded.attention.block_table.data<int32_t>() + i * table_width_);
+  Batch sent = move_packed(host, device_);
+  // Padding has no keys (context_len 0), writes none (slot −1), and its logits are not looked at.
+  std::vector<RowsCopy> copies;
+  const auto from = arrays_of(sent);
+  const auto to = arrays_of(r.batch);
+  for (size_t i = 0; i < to.size(); ++i) {
+    if (to[i] == &r.batch.attention.query_start) continue;  // 0, 1, 2 … for every step
+    RowsCopy copy{.to = *to[i], .from = *from[i]};
+    if (to[i] == &r.batch.slots) copy.fill = -1;
+    if (to[i] == &r.batch.token_ids) copy.values = previous;
+    copies.push_back(std::move(copy));
   }
-  r.arrays.copy_from(values);
+  copy_rows(copies);
   r.graph->replay();
   return r.logits.rows(0, given);
 }

@@ -21,8 +21,9 @@ class DecodeGraphs {
                int64_t max_len);
 
   // Logits [B, V] of a batch of one token per sequence whose rows are all wanted; the arrays of
-  // `host` lie on the CPU.
-  Tensor forward(const Batch& host);
+  // `host` lie on the CPU. A token id −1 − r stands for previous[r], which is on the device.
+  // Nothing is waited for.
+  Tensor forward(Batch& host, const Tensor& previous);
 
  private:
   // The arrays of a recorded step, in one block of device memory.

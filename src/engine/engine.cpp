@@ -6,6 +6,7 @@
 #include <mutex>
 #include <thread>
 #include <unordered_map>
+#include <utility>
 
 #include "base/log.h"
 #include "engine/batch_builder.h"
@@ -124,7 +125,9 @@ struct Engine::State {
             },
             [this](const RequestState& request) { forget(request); },
             [this](const RequestState&) { delivered(); }),
-        runner(*model.model, cache, device, make_graphs(), [this] { step_done(); }) {
+        runner(*model.model, cache, device, make_graphs(),
+               options.async_scheduling.value_or(device.type != DeviceType::kCpu),
+               [this] { step_done(); }) {
     log_plan();
     thread = std::thread([this] { work(); });
   }
@@ -204,6 +207,7 @@ struct Engine::State {
   std::vector<std::unique_ptr<StepPlan>> spare_plans;
   int in_flight = 0;
   bool recovering = false;  // a step failed, and those launched behind it are not back yet
+  bool distrusts_prefixes = false;  // blocks that a failed step was to write were freed before
   int failures_in_a_row = 0;
 
   StatsRecorder recorder;  // thread-safe
@@ -434,7 +438,10 @@ void Engine::State::loop() {
     }
     // A cancelled step samples nothing: none that counts on its tokens may follow it, and what it
     // held is set back only when it was collected.
-    if (in_flight == 0) recovering = false;
+    if (in_flight == 0) {
+      recovering = false;
+      if (std::exchange(distrusts_prefixes, false)) prefixes.clear_unused();
+    }
     while (!recovering && in_flight < kMaxInFlight && launch()) {
     }
     publish(Clock::now());
@@ -530,6 +537,7 @@ void Engine::State::take_failure(StepPlan& done) {
     Sequence& s = *p.sequence;
     if (p.samples && s.num_pending > 0) --s.num_pending;
     if (s.status == SequenceStatus::kRunning) scheduler.forget_blocks(s, p.first);
+    if (s.status == SequenceStatus::kFinished) distrusts_prefixes = true;
   }
   for (PlannedSequence& p : done.sequences) {
     if (done.failed) {
@@ -557,7 +565,7 @@ void Engine::State::take_result(PlannedSequence& p, Clock::time_point now) {
     s.scores_prompt = false;
     event.prompt_scores = std::move(s.prompt_scores);
   }
-  scheduler.append(s, p.result.token);
+  scheduler.append(s, p.result.token, p.finish != FinishReason::kNone);
   event.result = std::move(p.result);
   if (p.finish != FinishReason::kNone) {
     scheduler.finish(s);

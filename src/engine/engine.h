@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -32,6 +33,9 @@ struct EngineOptions {
                                           // quarter of what is free, at most 4 GiB
   std::string kv_cache_dtype = "auto";    // auto (the compute dtype) | float32 | float16 | bfloat16
   bool enforce_eager = false;             // no recorded decode steps (they exist on GPUs only)
+  // Whether a step is queued before the tokens that it continues are known (runner.h); unset: on
+  // GPUs. On the CPU it only costs time: for tests.
+  std::optional<bool> async_scheduling;
   bool enable_prefix_caching = true;
   bool enable_chunked_prefill = true;
   std::string scheduling_policy = "fcfs";  // fcfs | priority

@@ -40,6 +40,19 @@ Batch view_packed(const Tensor& block, const BatchSizes& sizes) {
   return batch;
 }
 
+Batch move_packed(Batch& batch, Device device) {
+  const BatchSizes sizes = sizes_of(batch);
+  const Tensor host = Tensor::empty({packed_size(sizes)}, DType::kI32);
+  Batch packed = view_packed(host, sizes);
+  const auto from = arrays_of(batch);
+  const auto to = arrays_of(packed);
+  for (size_t i = 0; i < from.size(); ++i) to[i]->copy_from(*from[i]);
+  Batch moved = view_packed(host.to(device), sizes);
+  moved.attention.max_query_len = batch.attention.max_query_len;
+  moved.attention.max_context_len = batch.attention.max_context_len;
+  return moved;
+}
+
 std::array<Tensor*, 7> arrays_of(Batch& batch) {
   return {&batch.token_ids,
           &batch.positions,

@@ -22,6 +22,9 @@ int64_t packed_size(const BatchSizes& sizes);
 // The arrays as views of `block` [packed_size] int32. The two maxima stay 0.
 Batch view_packed(const Tensor& block, const BatchSizes& sizes);
 
+// A copy on `device`, moved as one block.
+Batch move_packed(Batch& batch, Device device);
+
 // All arrays, in the order in which they lie in a block.
 std::array<Tensor*, 7> arrays_of(Batch& batch);
 

@@ -88,7 +88,9 @@ SampleRow SamplingState::row() {
   row.presence_penalty = p.presence_penalty;
   row.frequency_penalty = p.frequency_penalty;
   row.seed = seed_;
-  row.position = outputs_.size();
+  const int64_t position = static_cast<int64_t>(outputs_.size()) + num_pending_;
+  row.position = static_cast<uint64_t>(position);
+  if (num_pending_ > 0) row.pending = pending_row_;
   row.num_logprobs = p.logprobs.value_or(-1);
   if (p.repetition_penalty != 1) row.prompt_ids = &setup_->prompt;
   if (p.repetition_penalty != 1 || p.presence_penalty != 0 || p.frequency_penalty != 0)
@@ -96,7 +98,7 @@ SampleRow SamplingState::row() {
   if (!setup_->bias.empty()) row.bias = &setup_->bias;
   if (!setup_->allowed.empty()) row.allowed_ids = &setup_->allowed;
 
-  const bool early = static_cast<int64_t>(outputs_.size()) < p.min_tokens;
+  const bool early = position < p.min_tokens;
   if (!early && setup_->bad_sequences.empty()) {
     if (!setup_->banned.empty()) row.banned_ids = &setup_->banned;
     return row;

@@ -39,8 +39,20 @@ class SamplingState {
   SamplingState(std::shared_ptr<const SamplingSetup> setup, uint64_t seed)
       : setup_(std::move(setup)), seed_(seed) {}
 
-  // How to sample the next token; borrows from this object until the next call.
+  // How to sample the next token, the one after the pending one where there is one; borrows from
+  // this object until the next call.
   SampleRow row();
+  // A step that was queued samples a token, into row `row` of the step's; then, that its outcome is
+  // there (or will not come). In between the token is pending: only the device knows it.
+  void expect(int32_t row) {
+    pending_row_ = row;
+    ++num_pending_;
+  }
+  void settle() { --num_pending_; }
+  bool has_pending() const { return num_pending_ > 0; }
+  int32_t pending_row() const { return pending_row_; }
+  // Whether row() must know all tokens: bad words of several tokens end with the last one.
+  bool needs_last_token() const { return !setup_->bad_sequences.empty(); }
   // Takes note of a sampled token. Returns why the output ends with it, kNone if it goes on;
   // `stop_id` is set when a token of stop_token_ids is the reason.
   FinishReason accept(int32_t token, int32_t* stop_id);
@@ -54,6 +66,8 @@ class SamplingState {
   uint64_t seed_;
   std::vector<int32_t> outputs_;
   std::vector<int32_t> banned_now_;
+  int32_t pending_row_ = -1;
+  int32_t num_pending_ = 0;
   bool ended_ = false;
 };
 

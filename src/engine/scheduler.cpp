@@ -167,13 +167,17 @@ void Scheduler::put_into(StepPlan& plan, const SequencePtr& s, int64_t num_token
   plan.sequences.push_back(std::move(planned));
 }
 
-void Scheduler::append(Sequence& sequence, int32_t token) {
+void Scheduler::append(Sequence& sequence, int32_t token, bool last) {
   check(sequence.num_pending > 0, "scheduler: a token that no step was to sample");
   sequence.tokens.push_back(token);
   --sequence.num_pending;
   if (hasher_ != nullptr &&
       sequence.tokens.size() / static_cast<size_t>(options_.block_size) > sequence.hashes.size()) {
     hasher_->extend(sequence.request->cache_salt, sequence.tokens, sequence.hashes);
+  }
+  if (last) {
+    const auto written = static_cast<int64_t>(sequence.tokens.size()) - 1;
+    sequence.num_computed = std::min(sequence.num_computed, written);
   }
   if (sequence.status == SequenceStatus::kRunning) register_blocks(sequence);
 }

@@ -46,8 +46,9 @@ class Scheduler {
   void add(SequencePtr sequence);
   // Puts the next step together. False when nothing can run now.
   bool schedule(StepPlan& plan);
-  // A launched step sampled `token` for this sequence, which goes on.
-  void append(Sequence& sequence, int32_t token);
+  // A launched step sampled `token` for this sequence. `last`: it ends the sequence, so the step
+  // that was to compute it may not run: what that one would have written does not count.
+  void append(Sequence& sequence, int32_t token, bool last = false);
   // Takes the sequence out and frees its blocks.
   void finish(Sequence& sequence);
   // A launched step did not run: what it was to write for the sequence from `first` on is not

@@ -81,7 +81,7 @@ struct PlannedSequence {
   int64_t num_scored = 0;      // leading tokens whose successor in the prompt is scored
 
   // Outcome.
-  bool dropped = false;  // it had ended in the step before
+  bool dropped = false;  // it had ended in the step before: its token does not count
   SampleResult result;
   FinishReason finish = FinishReason::kNone;
   int32_t stop_id = -1;
@@ -104,6 +104,7 @@ struct StepPlan {
   int64_t table_width = 0;
   int64_t max_query_len = 0;
   int64_t max_context_len = 0;
+  bool feeds = false;  // some of token_ids is −1 − r: row r of the tokens of the step before
 
   // Outcome.
   bool failed = false;

@@ -90,15 +90,15 @@ void describe(Workspace& w, SampleResult& result, const float* x, int64_t size, 
   });
 }
 
-void apply_penalties(Workspace& w, const Row& row, const SampleRow& rule) {
+// `pending`: one more output, or null.
+void apply_penalties(Workspace& w, const Row& row, const SampleRow& rule, const int32_t* pending) {
   const bool repetition = rule.repetition_penalty != 1.0f;
   if (!repetition && rule.presence_penalty == 0 && rule.frequency_penalty == 0) return;
   if (static_cast<int64_t>(w.counts.size()) < row.size)
     w.counts.resize(static_cast<size_t>(row.size), -1);
   w.touched.clear();
-  const auto touch = [&](const std::vector<int32_t>* ids, int32_t step) {
-    if (ids == nullptr) return;
-    for (const int32_t id : *ids) {
+  const auto touch = [&](std::span<const int32_t> ids, int32_t step) {
+    for (const int32_t id : ids) {
       if (!row.valid(id)) continue;
       int32_t& count = w.counts[static_cast<size_t>(id)];
       if (count < 0) {
@@ -108,8 +108,9 @@ void apply_penalties(Workspace& w, const Row& row, const SampleRow& rule) {
       count += step;
     }
   };
-  if (repetition) touch(rule.prompt_ids, 0);
-  touch(rule.output_ids, 1);
+  if (repetition && rule.prompt_ids) touch(*rule.prompt_ids, 0);
+  if (rule.output_ids) touch(*rule.output_ids, 1);
+  if (pending) touch({pending, 1}, 1);
   for (const int32_t id : w.touched) {
     int32_t& count = w.counts[static_cast<size_t>(id)];
     float x = sane(row.x[id]);
@@ -291,7 +292,8 @@ int32_t lowest_allowed(const Row& row, const SampleRow& rule) {
   return best == std::numeric_limits<int32_t>::max() ? 0 : best;
 }
 
-void sample_row(SampleResult& result, const Row& row, const SampleRow& rule) {
+void sample_row(SampleResult& result, const Row& row, const SampleRow& rule,
+                const int32_t* pending) {
   Workspace& w = workspace();
   const bool describes = rule.num_logprobs >= 0;
   const bool modifies = rule.allowed_ids || rule.banned_ids || rule.bias ||
@@ -299,7 +301,7 @@ void sample_row(SampleResult& result, const Row& row, const SampleRow& rule) {
                         rule.frequency_penalty != 0;
   if (describes && modifies) w.raw.assign(row.x, row.x + row.size);
   apply_masks(w, row, rule);
-  apply_penalties(w, row, rule);
+  apply_penalties(w, row, rule, pending);
   if (rule.temperature < kGreedyBelow) {
     result.token = static_cast<int32_t>(simd_kernels().argmax(row.x, row.size));
     if (sane(row.x[result.token]) == kMinusInf) result.token = lowest_allowed(row, rule);
@@ -310,22 +312,29 @@ void sample_row(SampleResult& result, const Row& row, const SampleRow& rule) {
   if (describes) describe(w, result, modifies ? w.raw.data() : row.x, row.size, rule.num_logprobs);
 }
 
-void sample_cpu(std::vector<SampleResult>& out, Tensor& logits,
-                const std::vector<SampleRow>& rows) {
+PendingSamplesPtr sample_cpu(Tensor& tokens, Tensor& logits, const std::vector<SampleRow>& rows,
+                             const Tensor& previous) {
   const int64_t size = logits.size(1);
   float* x = logits.data<float>();
+  int32_t* chosen = tokens.data<int32_t>();
+  std::vector<SampleResult> out(rows.size());
   compute_pool().parallel_for(logits.size(0), 1, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const auto i = static_cast<size_t>(r);
-      sample_row(out[i], {x + r * size, size}, rows[i]);
+      const int32_t* pending =
+          rows[i].pending < 0 ? nullptr : previous.data<int32_t>() + rows[i].pending;
+      sample_row(out[i], {x + r * size, size}, rows[i], pending);
+      chosen[r] = out[i].token;
     }
   });
+  return std::make_unique<ReadySamples>(std::move(out));
 }
 
-void score_cpu(std::vector<SampleResult>& out, const Tensor& logits,
-               const std::vector<int32_t>& targets, int32_t top) {
+PendingSamplesPtr score_cpu(const Tensor& logits, const std::vector<int32_t>& targets,
+                            int32_t top) {
   const int64_t size = logits.size(1);
   const float* x = logits.data<float>();
+  std::vector<SampleResult> out(targets.size());
   compute_pool().parallel_for(logits.size(0), 1, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const auto i = static_cast<size_t>(r);
@@ -333,6 +342,7 @@ void score_cpu(std::vector<SampleResult>& out, const Tensor& logits,
       describe(workspace(), out[i], x + r * size, size, top);
     }
   });
+  return std::make_unique<ReadySamples>(std::move(out));
 }
 
 const RegisterKernel sample_entry(sample_kernel, DeviceType::kCpu, &sample_cpu);

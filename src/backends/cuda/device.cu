@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "backends/cuda/common.h"
+#include "backends/cuda/staging.h"
 #include "tensor/allocator.h"
 
 namespace reft {
@@ -89,6 +90,10 @@ class CudaAllocator final : public Allocator {
     return use_;
   }
 
+  bool recording() const {
+    std::lock_guard lock(mutex_);
+    return recording_;
+  }
   void set_recording(bool recording) {
     std::lock_guard lock(mutex_);
     recording_ = recording;
@@ -103,11 +108,14 @@ class CudaAllocator final : public Allocator {
   void copy(void* to, const void* from, size_t bytes, Device to_device,
             Device from_device) override {
     if (bytes == 0) return;
+    if (from_device.type == DeviceType::kCpu) {
+      check(!recording(), "a copy from the host while a graph is recorded");
+      return copy_to_device(device_.index, to, from, bytes);
+    }
     const cudaStream_t stream = cuda_stream(device_.index);
     cuda_check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream), "copying memory");
-    // Host memory may be reused or read as soon as this returns.
-    const bool host = to_device.type == DeviceType::kCpu || from_device.type == DeviceType::kCpu;
-    if (host) cuda_check(cudaStreamSynchronize(stream), "waiting for a copy");
+    if (to_device.type == DeviceType::kCpu)
+      cuda_check(cudaStreamSynchronize(stream), "waiting for a copy");
   }
 
   void fill_zero(void* to, size_t bytes) override {
