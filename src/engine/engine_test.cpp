@@ -120,11 +120,13 @@ struct Config {
   const char* policy = "fcfs";
 };
 
-class EngineEquivalence : public ::testing::TestWithParam<Config> {};
+// With `async` a step is queued before the tokens of the one before are known, as on a GPU.
+class EngineEquivalence : public ::testing::TestWithParam<std::tuple<Config, bool>> {};
 
 TEST_P(EngineEquivalence, OutputsDoNotDependOnScheduling) {
-  const Config& c = GetParam();
+  const Config& c = std::get<0>(GetParam());
   EngineOptions options;
+  options.async_scheduling = std::get<1>(GetParam());
   options.block_size = c.block_size;
   options.max_num_batched_tokens = c.budget;
   options.max_num_seqs = c.seqs;
@@ -146,7 +148,8 @@ TEST_P(EngineEquivalence, OutputsDoNotDependOnScheduling) {
 
 INSTANTIATE_TEST_SUITE_P(
     Configs, EngineEquivalence,
-    ::testing::Values(Config{"batch", 16, 2048, 256, 0},
+    ::testing::Combine(
+        ::testing::Values(Config{"batch", 16, 2048, 256, 0},
                       Config{"no_cache", 16, 2048, 256, 0, false},
                       Config{"small_chunks", 16, 7, 256, 0}, Config{"one_token_steps", 16, 1, 1, 0},
                       Config{"block_1", 1, 64, 256, 0}, Config{"block_3", 3, 50, 256, 0},
@@ -154,7 +157,10 @@ INSTANTIATE_TEST_SUITE_P(
                       Config{"tiny_pool", 4, 64, 256, 30},
                       Config{"tiny_pool_no_cache", 4, 64, 256, 30, false},
                       Config{"tiny_pool_priority", 4, 2048, 256, 28, true, true, "priority"}),
-    [](const auto& info) { return std::string(info.param.name); });
+        ::testing::Bool()),
+    [](const auto& info) {
+      return std::string(std::get<0>(info.param).name) + (std::get<1>(info.param) ? "_async" : "");
+    });
 
 TEST(Engine, FindsACachedPrefixAndSeparatesSalts) {
   const auto engine = make_engine();
@@ -182,6 +188,75 @@ TEST(Engine, FindsACachedPrefixAndSeparatesSalts) {
   engine->reset_prefix_cache();
   EXPECT_EQ(run_one(*engine, {.prompt = prompt, .params = greedy(1)}).num_cached_tokens, 0);
   expect_all_free(*engine);
+}
+
+EngineOptions async_options(bool async = true) {
+  EngineOptions options;
+  options.async_scheduling = async;
+  return options;
+}
+
+// The step behind the end of a sequence may not have run: what it was to write is not in the cache.
+TEST(Engine, CachesNoTokenThatWasSampledLast) {
+  for (const bool async : {false, true}) {
+    EngineOptions options = async_options(async);
+    options.block_size = 4;
+    const auto engine = make_engine(options, {.script = {7, 7, fake::kEos, 8}});
+    const Output ended = run_one(*engine, {.prompt = {1, 2, 3}, .params = greedy(10)});
+    EXPECT_EQ(ended.ids, (std::vector<int32_t>{fake::kEos}));
+    // The block of the prompt and the end token: the model finds a stale key when it counts.
+    const Output next =
+        run_one(*engine, {.prompt = {1, 2, 3, fake::kEos, 5}, .params = greedy(2)});
+    EXPECT_EQ(next.finish, FinishReason::kLength) << next.error;
+    EXPECT_EQ(next.num_cached_tokens, 0);
+    expect_all_free(*engine);
+  }
+}
+
+TEST(Engine, AnAsynchronousStepBehindTheEndIsDropped) {
+  for (const bool async : {false, true}) {
+    std::atomic<int> steps = 0;
+    const auto engine = make_engine(async_options(async), {.script = {5, 6, 7, fake::kEos},
+                                                           .on_step = [&](const Batch&) { ++steps; }});
+    // A slow machine may give away the head start.
+    for (int i = 0; i < (async ? 100 : 1) && steps != 5; ++i) {
+      steps = 0;
+      const Output out = run_one(*engine, {.prompt = {1}, .params = greedy(50)});
+      EXPECT_EQ(out.ids, (std::vector<int32_t>{5, 6, 7, fake::kEos}));
+      EXPECT_EQ(out.finish, FinishReason::kStop);
+      EXPECT_EQ(out.num_output_tokens, 4);
+      EXPECT_EQ(out.num_late, 0);
+      expect_all_free(*engine);
+    }
+    EXPECT_EQ(steps, async ? 5 : 4);  // the one that continues the end token
+  }
+}
+
+// All that a row of sampling knows of the tokens before it.
+TEST(Engine, AsynchronousStepsKnowTheTokenBefore) {
+  std::vector<Call> calls;
+  const auto add = [&](auto&& change) {
+    Call call{.prompt = {1, 2, 3, static_cast<int32_t>(calls.size())}, .params = greedy(12)};
+    change(call.params);
+    calls.push_back(std::move(call));
+  };
+  add([](SamplingParams& p) { p.bad_words = {"ab"}; });
+  add([](SamplingParams& p) { p.bad_words = {"ab", "ca"}, p.frequency_penalty = 0.5f; });
+  add([](SamplingParams& p) { p.repetition_penalty = 1.9f; });
+  add([](SamplingParams& p) { p.presence_penalty = 2.0f, p.logprobs = 3; });
+  add([](SamplingParams& p) { p.frequency_penalty = 1.5f, p.temperature = 1.0f, p.seed = 3; });
+  add([](SamplingParams& p) { p.min_tokens = 7, p.stop_token_ids = {'c'}; });
+  add([](SamplingParams& p) { p.stop = {"bca"}, p.prompt_logprobs = 1; });
+  add([](SamplingParams& p) { p.temperature = 0.9f, p.seed = 5, p.n = 2; });
+  const std::vector<int32_t> script = {'a', 'b', 'c', 'a', 'b', 'c', 'd'};
+  const auto run = [&](bool async, bool plain) {
+    const auto engine =
+        make_engine(async_options(async), {.script = plain ? std::vector<int32_t>() : script});
+    auto outputs = run_all(*engine, calls);
+    expect_all_free(*engine);
+    return outputs;
+  };
+  for (const bool plain : {false, true}) expect_same(run(true, plain), run(false, plain));
 }
 
 TEST(Engine, ManyOutputsEqualSingleRequestsWithTheirSeeds) {
@@ -457,10 +532,15 @@ TEST(Engine, RefusesWithAFullQueue) {
   EXPECT_EQ(run_one(*engine, {.prompt = {1}, .params = greedy(2)}).ids.size(), 2U);
 }
 
-TEST(Engine, SurvivesAFailingStep) {
+class EngineMode : public ::testing::TestWithParam<bool> {};
+INSTANTIATE_TEST_SUITE_P(Modes, EngineMode, ::testing::Bool(), [](const auto& info) {
+  return std::string(info.param ? "async" : "sync");
+});
+
+TEST_P(EngineMode, SurvivesAFailingStep) {
   fake::ModelSettings settings;
   settings.poison = 250;
-  const auto engine = make_engine({}, settings);
+  const auto engine = make_engine(async_options(GetParam()), settings);
   std::mt19937 random(5);
   std::vector<Call> good;
   for (int i = 0; i < 6; ++i) {
@@ -492,7 +572,7 @@ TEST(Engine, SurvivesAFailingStep) {
   EXPECT_TRUE(engine->healthy());
 }
 
-TEST(Engine, QueuedStepBehindAFailureRunsAgain) {
+TEST_P(EngineMode, QueuedStepBehindAFailureRunsAgain) {
   // Request 1 fails in a step with a second one already launched that holds request 2 alone.
   fake::Gate gate;
   std::atomic<bool> broke = false;
@@ -501,7 +581,7 @@ TEST(Engine, QueuedStepBehindAFailureRunsAgain) {
     gate.pass();
     if (!broke.exchange(true)) fail("the first step breaks");
   };
-  const auto engine = make_engine({}, settings);
+  const auto engine = make_engine(async_options(GetParam()), settings);
   const auto first = start(*engine, {.prompt = {1, 2, 3}, .params = greedy(1)});
   ASSERT_TRUE(fake::becomes_true([&] { return gate.num_arrived() == 1; }));
   const auto second = start(*engine, {.prompt = {4, 5, 6}, .params = greedy(10)});
@@ -513,6 +593,32 @@ TEST(Engine, QueuedStepBehindAFailureRunsAgain) {
   const auto fresh = make_engine();
   EXPECT_EQ(second->outputs()[0].ids,
             run_one(*fresh, {.prompt = {4, 5, 6}, .params = greedy(10)}).ids);
+}
+
+// A request is aborted, so its blocks are free and known to the prefix cache, when the step fails
+// that was to write them.
+TEST_P(EngineMode, FindsNothingOfAnAbortedRequestWhoseStepFailed) {
+  fake::Gate gate;
+  std::atomic<bool> broke = false;
+  fake::ModelSettings settings;
+  settings.on_step = [&](const Batch&) {
+    gate.pass();
+    if (!broke.exchange(true)) fail("the first step breaks");
+  };
+  const auto engine = make_engine(async_options(GetParam()), settings);
+  const std::vector<int32_t> prompt(40, 9);
+  const auto first = start(*engine, {.prompt = prompt, .params = greedy(1), .id = "first"});
+  ASSERT_TRUE(fake::becomes_true([&] { return gate.num_arrived() == 1; }));
+  engine->abort("first");
+  ASSERT_TRUE(first->wait());
+  gate.open();
+  ASSERT_TRUE(fake::becomes_true([&] {
+    return run_one(*engine, {.prompt = {1}, .params = greedy(1)}).finish == FinishReason::kLength;
+  }));
+  const Output second = run_one(*engine, {.prompt = prompt, .params = greedy(1)});
+  EXPECT_EQ(second.finish, FinishReason::kLength) << second.error;
+  EXPECT_EQ(second.num_cached_tokens, 0);
+  expect_all_free(*engine);
 }
 
 // Thousands of tokens take tens of seconds: no test waits for their end.
@@ -540,8 +646,8 @@ TEST(Engine, AbortFreesBlocksAndEndsOnce) {
   EXPECT_EQ(engine->stats().finished[static_cast<size_t>(FinishReason::kAbort)], 1U);
 }
 
-TEST(Engine, AbortStormLeavesNothing) {
-  EngineOptions options;
+TEST_P(EngineMode, AbortStormLeavesNothing) {
+  EngineOptions options = async_options(GetParam());
   options.num_gpu_blocks_override = 64;
   options.block_size = 4;
   options.max_num_batched_tokens = 64;
