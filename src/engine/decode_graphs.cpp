@@ -1,12 +1,23 @@
 #include "engine/decode_graphs.h"
 
 #include <algorithm>
+#include <functional>
 #include <numeric>
 
 #include "base/log.h"
 #include "ops/copy_rows.h"
 
 namespace reft {
+namespace {
+
+// The same elements, without keeping their memory from being used again.
+Tensor unowned(const Tensor& t) {
+  auto storage = std::make_shared<Storage>(t.device(), t.raw(), static_cast<size_t>(t.nbytes()),
+                                           std::function<void()>());
+  return Tensor(std::move(storage), 0, t.dtype(), t.shape());
+}
+
+}  // namespace
 
 DecodeGraphs::DecodeGraphs(CausalLmModel& model, KvCache& cache, Device device,
                            int64_t max_sequences, int64_t max_len)
@@ -20,6 +31,7 @@ DecodeGraphs::DecodeGraphs(CausalLmModel& model, KvCache& cache, Device device,
   }
   for (int64_t size = 8; size < max_sequences; size += 8) sizes_.push_back(size);
   sizes_.push_back(max_sequences);
+  recorded_for(max_sequences);
 }
 
 BatchSizes DecodeGraphs::sizes_for(int64_t sequences) const {
@@ -47,6 +59,7 @@ std::unique_ptr<DecodeGraphs::Recorded> DecodeGraphs::record(int64_t sequences) 
   r->batch.slots.copy_from(Tensor::from_vector(std::vector<int32_t>(static_cast<size_t>(n), -1)));
   body();
   r->graph = record_graph(device_, body);
+  r->logits = unowned(r->logits);
   log_debug("Engine", "recorded a decode graph for {} sequences", n);
   return r;
 }

@@ -16,7 +16,8 @@ namespace reft {
 // Compute thread only.
 class DecodeGraphs {
  public:
-  // `max_sequences` and `max_len` bound what is recorded.
+  // `max_sequences` and `max_len` bound what is recorded. Records the largest step, whose
+  // temporaries serve the others; they are recorded when they first come.
   DecodeGraphs(CausalLmModel& model, KvCache& cache, Device device, int64_t max_sequences,
                int64_t max_len);
 
@@ -31,7 +32,7 @@ class DecodeGraphs {
     int64_t sequences = 0;
     Tensor arrays;
     Batch batch;
-    Tensor logits;
+    Tensor logits;  // memory that other graphs use too: good until the next replay
     std::unique_ptr<OpGraph> graph;
   };
 

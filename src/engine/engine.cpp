@@ -15,12 +15,14 @@
 #include "engine/runner.h"
 #include "engine/scheduler.h"
 #include "engine/stats_recorder.h"
+#include "engine/warm_up.h"
 
 namespace reft {
 namespace {
 
 constexpr int kMaxInFlight = 2;             // the step that runs and the one behind it
 constexpr int kMaxFailuresInARow = 3;       // steps; more make the engine unhealthy
+constexpr int64_t kReserveBytes = 384 << 20;  // of a GPU: recorded graphs, libraries
 constexpr int64_t kScoreBytes = 128 << 20;  // logits of a step's scored prompt tokens
 
 // A request in the engine and its outputs.
@@ -61,19 +63,48 @@ std::vector<int32_t> find_eos_ids(const LoadedModel& model, const Tokenizer* tok
   return ids;
 }
 
+int64_t step_bytes(const LoadedModel& model, const EngineOptions& options, DType kv_dtype) {
+  try {
+    return warm_up(*model.model, model.device, options, kv_dtype,
+                   model.model->info().max_position);
+  } catch (const Error& e) {
+    if (std::string_view(e.what()).find("out of memory") == std::string_view::npos) throw;
+    fail(
+        "a step of --max_num_batched_tokens {} and --max_num_seqs {} does not fit beside the "
+        "weights ({}): use smaller ones",
+        options.max_num_batched_tokens, options.max_num_seqs, e.what());
+  }
+}
+
+KvCache make_cache(const LoadedModel& model, const EngineOptions& options, const KvPlan& plan) {
+  try {
+    return {model.model->cache_specs(), plan.num_blocks, options.block_size,
+            parse_float_dtype(options.kv_cache_dtype), model.device};
+  } catch (const Error& e) {
+    fail(
+        "the KV cache of {} blocks does not fit ({}): use a smaller --gpu_memory_utilization than "
+        "{:.2f}, or a smaller --kv_cache_memory_bytes",
+        plan.num_blocks, e.what(), options.gpu_memory_utilization);
+  }
+}
+
 EngineOptions settle_options(EngineOptions options, const LoadedModel& model, KvPlan& plan) {
   check_options(options);
   const ModelInfo& info = model.model->info();
   const DType dtype = options.kv_cache_dtype == "auto" ? model.compute_dtype
                                                        : parse_float_dtype(options.kv_cache_dtype);
-  const int64_t block_bytes =
-      KvCache::block_bytes(model.model->cache_specs(), options.block_size, dtype);
-  const bool dedicated = model.device.type != DeviceType::kCpu;
-  plan = plan_kv_cache(options, {.block_bytes = block_bytes,
-                                 .model_len = info.max_position,
-                                 .available_bytes = dedicated ? device_share(model.device, options)
-                                                              : available_memory(),
-                                 .dedicated = dedicated});
+  KvFacts facts{.block_bytes = KvCache::block_bytes(model.model->cache_specs(), options.block_size,
+                                                    dtype),
+                .model_len = info.max_position};
+  if (model.device.type == DeviceType::kCpu) {
+    facts.available_bytes = available_memory();
+  } else {
+    // Steps of other sizes may take as much again, recorded ones their logits.
+    const int64_t step = step_bytes(model, options, dtype);
+    const int64_t logits = options.max_num_seqs * info.vocab_size * int64_t{sizeof(float)};
+    measure_device(model.device, options, step + logits + kReserveBytes, facts);
+  }
+  plan = plan_kv_cache(options, facts);
   options.max_model_len = plan.max_model_len;
   options.kv_cache_dtype = dtype_name(dtype);
   if (!options.enable_chunked_prefill && options.max_num_batched_tokens < options.max_model_len) {
@@ -109,8 +140,7 @@ struct Engine::State {
         tokenizer(std::move(text)),
         options(settle_options(std::move(wanted), model, plan)),
         eos(find_eos_ids(model, tokenizer.get())),
-        cache(model.model->cache_specs(), plan.num_blocks, options.block_size,
-              parse_float_dtype(options.kv_cache_dtype), device),
+        cache(make_cache(model, options, plan)),
         hasher(options.block_size),
         pool(plan.num_blocks, [this](int32_t block) { prefixes.evicted(block); }),
         prefixes(pool),

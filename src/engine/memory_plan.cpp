@@ -1,6 +1,7 @@
 #include "engine/memory_plan.h"
 
 #include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <limits>
 #include <string>
@@ -29,6 +30,19 @@ int64_t read_number(const char* path) {
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// What else helps when a GPU lacks `needed` bytes of KV cache.
+std::string utilization_advice(const KvFacts& facts, int64_t needed) {
+  if (!facts.dedicated) return "";
+  const double share = static_cast<double>(facts.used_bytes + needed) /
+                       static_cast<double>(std::max<int64_t>(1, facts.total_bytes));
+  const double rounded = std::ceil(share * 100) / 100;
+  const std::string used = fmt::format(
+      " (of the GPU's {}, weights, steps and other processes take {})",
+      size_text(facts.total_bytes), size_text(facts.used_bytes));
+  return rounded <= 1 ? fmt::format(", or --gpu_memory_utilization {:.2f}{}", rounded, used)
+                      : "; this GPU has too little memory for it" + used;
+}
+
 }  // namespace
 
 int64_t available_memory() {
@@ -46,8 +60,7 @@ int64_t available_memory() {
   return available;
 }
 
-int64_t device_share(Device device, const EngineOptions& options) {
-  constexpr int64_t kStepBytes = int64_t{1} << 30;
+void measure_device(Device device, const EngineOptions& options, int64_t reserve, KvFacts& facts) {
   check(options.gpu_memory_utilization > 0 && options.gpu_memory_utilization <= 1,
         "--gpu_memory_utilization must be in (0, 1], got {}", options.gpu_memory_utilization);
   const DeviceMemory memory = allocator_for(device).device_memory();
@@ -55,7 +68,10 @@ int64_t device_share(Device device, const EngineOptions& options) {
       static_cast<int64_t>(static_cast<double>(memory.total) * options.gpu_memory_utilization);
   log_info("Engine", "GPU Mem Info(free={:.1f} GB, total={:.1f} GB)",
            static_cast<double>(memory.free) / 1e9, static_cast<double>(memory.total) / 1e9);
-  return std::max<int64_t>(0, share - (memory.total - memory.free) - kStepBytes);
+  facts.dedicated = true;
+  facts.total_bytes = memory.total;
+  facts.used_bytes = memory.total - memory.free + reserve;
+  facts.available_bytes = std::max<int64_t>(0, share - facts.used_bytes);
 }
 
 void check_options(const EngineOptions& o) {
@@ -119,15 +135,17 @@ KvPlan plan_kv_cache(const EngineOptions& options, const KvFacts& facts) {
     fail(
         "--max_model_len {} needs {} of KV cache, but {} are available: use --max_model_len {} or "
         "less, or "
-        "--kv_cache_memory_bytes {}",
+        "--kv_cache_memory_bytes {}{}",
         wanted, size_text(per_sequence * facts.block_bytes), size_text(budget), fits,
-        per_sequence * facts.block_bytes);
+        per_sequence * facts.block_bytes,
+        utilization_advice(facts, per_sequence * facts.block_bytes));
   } else {
     fail(
         "a KV block of {} tokens takes {}, but {} are available for the KV cache: use "
         "--kv_cache_memory_bytes {} or "
-        "more, or a smaller --block_size",
-        options.block_size, size_text(facts.block_bytes), size_text(budget), facts.block_bytes);
+        "more, or a smaller --block_size{}",
+        options.block_size, size_text(facts.block_bytes), size_text(budget), facts.block_bytes,
+        utilization_advice(facts, per_sequence * facts.block_bytes));
   }
   return plan;
 }

@@ -18,6 +18,8 @@ struct KvFacts {
   int64_t model_len = 0;        // the model's longest sequence; 0: unknown
   int64_t available_bytes = 0;  // memory that is free
   bool dedicated = false;       // a GPU's, all of it for the cache; else it is shared with others
+  int64_t used_bytes = 0;       // of a GPU: by weights, steps and other processes
+  int64_t total_bytes = 0;      // of a GPU
 };
 
 // num_gpu_blocks_override blocks; else as many as kv_cache_memory_bytes hold; else what a quarter
@@ -31,9 +33,9 @@ KvPlan plan_kv_cache(const EngineOptions& options, const KvFacts& facts);
 // if that is less.
 int64_t available_memory();
 
-// What --gpu_memory_utilization leaves of a GPU beside what is in use, a step's temporaries allowed
-// for.
-int64_t device_share(Device device, const EngineOptions& options);
+// Fills in what --gpu_memory_utilization leaves of a GPU beside what is in use, by other processes
+// too, and beside `reserve` bytes. Throws Error naming the flag when it is out of range.
+void measure_device(Device device, const EngineOptions& options, int64_t reserve, KvFacts& facts);
 
 // Throws Error naming the flag.
 void check_options(const EngineOptions& options);

@@ -56,6 +56,26 @@ TEST(KvPlan, LowersTheModelsOwnLengthButRefusesAGivenOneThatDoesNotFit) {
   EXPECT_NE(message_of(EngineOptions(), facts(2 * kMiB)).find("1.00 MiB"), std::string::npos);
 }
 
+TEST(KvPlan, NamesAGpuShareThatFits) {
+  KvFacts f = facts(100 * kMiB);
+  f.dedicated = true;
+  f.total_bytes = 10000 * kMiB;
+  f.used_bytes = 6000 * kMiB;
+  EngineOptions o;
+  EXPECT_EQ(plan_kv_cache(o, f).num_blocks, 100);  // all of it
+  o.max_model_len = 2000;                          // 125 MiB
+  std::string message = message_of(o, f);
+  EXPECT_NE(message.find("--gpu_memory_utilization 0.62"), std::string::npos) << message;
+  EXPECT_NE(message.find("--max_model_len 1600"), std::string::npos) << message;
+  f.available_bytes = 0;
+  message = message_of(EngineOptions(), f);  // 128 MiB for the model's own length
+  EXPECT_NE(message.find("--gpu_memory_utilization 0.62"), std::string::npos) << message;
+  f.used_bytes = 9990 * kMiB;
+  message = message_of(EngineOptions(), f);
+  EXPECT_NE(message.find("too little memory"), std::string::npos) << message;
+  EXPECT_EQ(message.find("--gpu_memory_utilization"), std::string::npos) << message;
+}
+
 TEST(KvPlan, RefusesMoreThanTheModelKnows) {
   EngineOptions o;
   o.max_model_len = 4096;

@@ -42,8 +42,10 @@ DeviceState& device_state(int index) {
   return it->second;
 }
 
-// Freed blocks are kept by rounded size and handed out again at once: all work of a device is on
-// one stream, so the next user is ordered behind the last one.
+// Freed blocks are kept and handed out again at once: all work of a device is on one stream, so the
+// next user is ordered behind the last one. A request takes the smallest block that holds it, of at
+// most twice its size: what steps of all sizes keep is then at most about twice what the largest one
+// needs. For recorded graphs, the largest of which comes first, any block will do.
 class CudaAllocator final : public Allocator {
  public:
   explicit CudaAllocator(int index) : device_{DeviceType::kCuda, index} {
@@ -51,17 +53,19 @@ class CudaAllocator final : public Allocator {
   }
 
   StoragePtr allocate(size_t bytes) override {
-    const size_t size = round_up(bytes);
+    size_t size = round_up(bytes);
     void* data = nullptr;
     bool for_graphs = false;
     {
       std::lock_guard lock(mutex_);
       for_graphs = recording_;
       auto& pool = for_graphs ? graph_free_ : free_;
-      auto it = pool.find(size);
-      if (it != pool.end() && !it->second.empty()) {
+      const auto it = pool.lower_bound(size);
+      if (it != pool.end() && (for_graphs || it->first <= 2 * size)) {
+        size = it->first;
         data = it->second.back();
         it->second.pop_back();
+        if (it->second.empty()) pool.erase(it);
         use_.cached -= static_cast<int64_t>(size);
       }
     }
@@ -81,8 +85,9 @@ class CudaAllocator final : public Allocator {
     for (auto& [size, blocks] : free_) {
       for (void* block : blocks) cudaFree(block);
     }
+    for (const auto& [size, blocks] : free_)
+      use_.cached -= static_cast<int64_t>(size * blocks.size());
     free_.clear();
-    use_.cached = 0;
   }
 
   MemoryUse use() const override {
@@ -160,7 +165,7 @@ class CudaAllocator final : public Allocator {
 
   Device device_;
   mutable std::mutex mutex_;
-  std::map<size_t, std::vector<void*>> free_;
+  std::map<size_t, std::vector<void*>> free_;        // by size; none of them empty
   std::map<size_t, std::vector<void*>> graph_free_;  // see GraphMemory
   bool recording_ = false;
   MemoryUse use_;
