@@ -20,10 +20,10 @@
 namespace reft {
 namespace {
 
-constexpr int kMaxInFlight = 2;             // the step that runs and the one behind it
-constexpr int kMaxFailuresInARow = 3;       // steps; more make the engine unhealthy
+constexpr int kMaxInFlight = 2;               // the step that runs and the one behind it
+constexpr int kMaxFailuresInARow = 3;         // steps; more make the engine unhealthy
 constexpr int64_t kReserveBytes = 384 << 20;  // of a GPU: recorded graphs, libraries
-constexpr int64_t kScoreBytes = 128 << 20;  // logits of a step's scored prompt tokens
+constexpr int64_t kScoreBytes = 128 << 20;    // logits of a step's scored prompt tokens
 
 // A request in the engine and its outputs.
 struct Active {
@@ -65,8 +65,7 @@ std::vector<int32_t> find_eos_ids(const LoadedModel& model, const Tokenizer* tok
 
 int64_t step_bytes(const LoadedModel& model, const EngineOptions& options, DType kv_dtype) {
   try {
-    return warm_up(*model.model, model.device, options, kv_dtype,
-                   model.model->info().max_position);
+    return warm_up(*model.model, model.device, options, kv_dtype, model.model->info().max_position);
   } catch (const Error& e) {
     if (std::string_view(e.what()).find("out of memory") == std::string_view::npos) throw;
     fail(
@@ -93,9 +92,9 @@ EngineOptions settle_options(EngineOptions options, const LoadedModel& model, Kv
   const ModelInfo& info = model.model->info();
   const DType dtype = options.kv_cache_dtype == "auto" ? model.compute_dtype
                                                        : parse_float_dtype(options.kv_cache_dtype);
-  KvFacts facts{.block_bytes = KvCache::block_bytes(model.model->cache_specs(), options.block_size,
-                                                    dtype),
-                .model_len = info.max_position};
+  KvFacts facts{
+      .block_bytes = KvCache::block_bytes(model.model->cache_specs(), options.block_size, dtype),
+      .model_len = info.max_position};
   if (model.device.type == DeviceType::kCpu) {
     facts.available_bytes = available_memory();
   } else {
@@ -236,7 +235,7 @@ struct Engine::State {
   std::vector<OutputEvent> events;
   std::vector<std::unique_ptr<StepPlan>> spare_plans;
   int in_flight = 0;
-  bool recovering = false;  // a step failed, and those launched behind it are not back yet
+  bool recovering = false;          // a step failed, and those launched behind it are not back yet
   bool distrusts_prefixes = false;  // blocks that a failed step was to write were freed before
   int failures_in_a_row = 0;
 

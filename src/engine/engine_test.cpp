@@ -150,13 +150,14 @@ INSTANTIATE_TEST_SUITE_P(
     Configs, EngineEquivalence,
     ::testing::Combine(
         ::testing::Values(Config{"batch", 16, 2048, 256, 0},
-                      Config{"no_cache", 16, 2048, 256, 0, false},
-                      Config{"small_chunks", 16, 7, 256, 0}, Config{"one_token_steps", 16, 1, 1, 0},
-                      Config{"block_1", 1, 64, 256, 0}, Config{"block_3", 3, 50, 256, 0},
-                      Config{"whole_prompts", 8, 128, 256, 20, true, false},
-                      Config{"tiny_pool", 4, 64, 256, 30},
-                      Config{"tiny_pool_no_cache", 4, 64, 256, 30, false},
-                      Config{"tiny_pool_priority", 4, 2048, 256, 28, true, true, "priority"}),
+                          Config{"no_cache", 16, 2048, 256, 0, false},
+                          Config{"small_chunks", 16, 7, 256, 0},
+                          Config{"one_token_steps", 16, 1, 1, 0}, Config{"block_1", 1, 64, 256, 0},
+                          Config{"block_3", 3, 50, 256, 0},
+                          Config{"whole_prompts", 8, 128, 256, 20, true, false},
+                          Config{"tiny_pool", 4, 64, 256, 30},
+                          Config{"tiny_pool_no_cache", 4, 64, 256, 30, false},
+                          Config{"tiny_pool_priority", 4, 2048, 256, 28, true, true, "priority"}),
         ::testing::Bool()),
     [](const auto& info) {
       return std::string(std::get<0>(info.param).name) + (std::get<1>(info.param) ? "_async" : "");
@@ -205,8 +206,7 @@ TEST(Engine, CachesNoTokenThatWasSampledLast) {
     const Output ended = run_one(*engine, {.prompt = {1, 2, 3}, .params = greedy(10)});
     EXPECT_EQ(ended.ids, (std::vector<int32_t>{fake::kEos}));
     // The block of the prompt and the end token: the model finds a stale key when it counts.
-    const Output next =
-        run_one(*engine, {.prompt = {1, 2, 3, fake::kEos, 5}, .params = greedy(2)});
+    const Output next = run_one(*engine, {.prompt = {1, 2, 3, fake::kEos, 5}, .params = greedy(2)});
     EXPECT_EQ(next.finish, FinishReason::kLength) << next.error;
     EXPECT_EQ(next.num_cached_tokens, 0);
     expect_all_free(*engine);
@@ -216,8 +216,9 @@ TEST(Engine, CachesNoTokenThatWasSampledLast) {
 TEST(Engine, AnAsynchronousStepBehindTheEndIsDropped) {
   for (const bool async : {false, true}) {
     std::atomic<int> steps = 0;
-    const auto engine = make_engine(async_options(async), {.script = {5, 6, 7, fake::kEos},
-                                                           .on_step = [&](const Batch&) { ++steps; }});
+    const auto engine =
+        make_engine(async_options(async),
+                    {.script = {5, 6, 7, fake::kEos}, .on_step = [&](const Batch&) { ++steps; }});
     // A slow machine may give away the head start.
     for (int i = 0; i < (async ? 100 : 1) && steps != 5; ++i) {
       steps = 0;

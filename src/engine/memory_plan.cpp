@@ -36,9 +36,9 @@ std::string utilization_advice(const KvFacts& facts, int64_t needed) {
   const double share = static_cast<double>(facts.used_bytes + needed) /
                        static_cast<double>(std::max<int64_t>(1, facts.total_bytes));
   const double rounded = std::ceil(share * 100) / 100;
-  const std::string used = fmt::format(
-      " (of the GPU's {}, weights, steps and other processes take {})",
-      size_text(facts.total_bytes), size_text(facts.used_bytes));
+  const std::string used =
+      fmt::format(" (of the GPU's {}, weights, steps and other processes take {})",
+                  size_text(facts.total_bytes), size_text(facts.used_bytes));
   return rounded <= 1 ? fmt::format(", or --gpu_memory_utilization {:.2f}{}", rounded, used)
                       : "; this GPU has too little memory for it" + used;
 }

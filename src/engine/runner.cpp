@@ -249,8 +249,8 @@ void Runner::read_back(Issued& step) {
         continue;
       }
       s.result = std::move(results[i]);
-      check(s.result.token >= 0 && s.result.token < vocab_size,
-            "the sampler chose token {} of {}", s.result.token, vocab_size);
+      check(s.result.token >= 0 && s.result.token < vocab_size, "the sampler chose token {} of {}",
+            s.result.token, vocab_size);
       s.finish = s.sequence->sampling.accept(s.result.token, &s.stop_id);
     }
   }

@@ -55,7 +55,8 @@ int64_t warm_up(CausalLmModel& model, Device device, const EngineOptions& option
     sample(logits, std::vector<SampleRow>(static_cast<size_t>(n), row));
   };
   run(1, length);
-  run(sequences, std::max<int64_t>(1, std::min(longest, options.max_num_batched_tokens / sequences)));
+  run(sequences,
+      std::max<int64_t>(1, std::min(longest, options.max_num_batched_tokens / sequences)));
   return std::max<int64_t>(0, before - allocator.device_memory().free);
 }
 

@@ -10,10 +10,10 @@ namespace reft {
 
 // Arrays are contiguous int32, [N, W] or [N] (then W = 1), on one device.
 struct RowsCopy {
-  Tensor to;        // [N, W]
-  Tensor from;      // [n, w], n ≤ N and w ≤ W; may be `to` itself
-  int32_t fill = 0; // of the first w columns of the rows from n on; other columns stay
-  Tensor values;    // where defined, an x < 0 of `from` is replaced by values[−1 − x]
+  Tensor to;         // [N, W]
+  Tensor from;       // [n, w], n ≤ N and w ≤ W; may be `to` itself
+  int32_t fill = 0;  // of the first w columns of the rows from n on; other columns stay
+  Tensor values;     // where defined, an x < 0 of `from` is replaced by values[−1 − x]
 };
 
 inline constexpr size_t kMaxRowsCopies = 16;

@@ -164,9 +164,9 @@ inline void perf_decode(const OpPerf& perf, const PerfModel& m, Device device, i
   });
 }
 
-inline void perf_sampling(const OpPerf& perf, const PerfModel& m, int64_t rows) {
-  const std::string at = fmt::format("{} R={}", m.name, rows);
-  Tensor logits = random_values({rows, m.vocab}, 1, 3.0f);
+inline void perf_sampling(const OpPerf& perf, const PerfModel& m, Device device, int64_t rows) {
+  const std::string at = fmt::format("{} R={} {}", m.name, rows, device_name(device));
+  Tensor logits = random_values({rows, m.vocab}, 1, 3.0f).to(device);
   const double bytes = 4.0 * static_cast<double>(logits.numel());
   const auto run = [&](const char* name, const SampleRow& row) {
     const std::vector<SampleRow> all(static_cast<size_t>(rows), row);
@@ -178,6 +178,8 @@ inline void perf_sampling(const OpPerf& perf, const PerfModel& m, int64_t rows) 
   run("top_k 20 top_p 0.95", {.temperature = 0.6f, .top_k = 20, .top_p = 0.95f});
   run("top_p 0.9", {.temperature = 1.0f, .top_p = 0.9f});
   run("min_p 0.05", {.min_p = 0.05f});
+  const std::vector<int32_t> ids(1000, 7);
+  run("penalties, 1000 outputs", {.frequency_penalty = 0.1f, .output_ids = &ids});
   const std::vector<int32_t> targets(static_cast<size_t>(rows), 5);
   perf.line("score top 5 " + at, bytes, 0, [&] { score(logits, targets, 5); });
 }
@@ -223,7 +225,11 @@ inline void print_op_perf(const std::string& filter) {
           perf_decode(perf, m, device, sequences, context);
       }
     }
-    for (const int64_t rows : {1, 8}) perf_sampling(perf, m, rows);
+    for (const int64_t rows : {1, 8}) perf_sampling(perf, m, kCpuDevice, rows);
+    for (const Device device : test_devices()) {
+      if (device == kCpuDevice) continue;
+      for (const int64_t rows : {1, 32, 256}) perf_sampling(perf, m, device, rows);
+    }
     perf_optimizer(perf, m);
   }
 }

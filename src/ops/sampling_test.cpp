@@ -357,6 +357,89 @@ TEST(Sample, WildLogits) {
   }
 }
 
+// The token that only the device knows counts like one of output_ids.
+TEST(Sample, CountsThePendingToken) {
+  const Ids before = {5, 9}, all = {5, 9, 3};
+  for (const Device device : test_devices()) {
+    const std::vector<float> values = random_values({1, 2000}, 4).to_vector<float>();
+    const Tensor previous = Tensor::from_vector(Ids{5, 3}).to(device);
+    for (const SampleRow& kind :
+         {SampleRow{.frequency_penalty = 3.0f}, SampleRow{.repetition_penalty = 1.7f},
+          SampleRow{.temperature = 0, .presence_penalty = 9.0f}}) {
+      std::vector<SampleRow> known(50, kind);
+      for (size_t i = 0; i < known.size(); ++i) {
+        known[i].position = i;
+        known[i].num_logprobs = 0;
+      }
+      std::vector<SampleRow> pending = known;
+      for (SampleRow& row : known) row.output_ids = &all;
+      for (SampleRow& row : pending) {
+        row.output_ids = &before;
+        row.pending = 1;
+      }
+      std::vector<float> likely = values;
+      likely[3] = 8;  // without the penalty it would be drawn most of the time
+      Tensor x = logits_of(likely, 50, device), y = logits_of(likely, 50, device);
+      Tensor tokens = Tensor::zeros({50}, DType::kI32, device);
+      const auto want = sample(x, known);
+      const PendingSamplesPtr got = start_sample(tokens, y, pending, previous);
+      const Ids left_there = tokens.to_vector<int32_t>();
+      const auto results = got->wait();
+      for (size_t i = 0; i < want.size(); ++i) {
+        EXPECT_EQ(results[i].token, want[i].token);
+        EXPECT_EQ(left_there[i], want[i].token);
+      }
+    }
+  }
+}
+
+// Rows of all kinds in one call, for vocabularies whose rows fit on chip and ones that do not.
+TEST(Sample, DevicesChooseTheSameTokens) {
+  const Ids prompt = {1, 2, 3, 77}, output = {5, 5, 6, 1000}, banned = {9, 10};
+  const Pairs bias = {{12, 2.0f}, {13, -2.0f}};
+  for (const int64_t vocab : {2000, 49152, 262144, 600001}) {
+    Ids allowed;
+    for (int32_t id = 0; id < vocab; id += 3) allowed.push_back(id);
+    const std::vector<SampleRow> kinds = {
+        {},
+        {.temperature = 0},
+        {.temperature = 0, .num_logprobs = 0},
+        {.temperature = 0.8f, .num_logprobs = 20},
+        {.top_k = 40},
+        {.temperature = 0.6f, .top_k = 20, .top_p = 0.95f},
+        {.top_p = 0.9f, .num_logprobs = 3},
+        {.min_p = 0.1f},
+        {.repetition_penalty = 1.2f, .prompt_ids = &prompt, .output_ids = &output},
+        {.frequency_penalty = 0.5f, .output_ids = &output, .num_logprobs = 5},
+        {.bias = &bias, .banned_ids = &banned},
+        {.top_p = 0.5f, .allowed_ids = &allowed, .num_logprobs = 1}};
+    std::vector<SampleRow> rows;
+    for (uint64_t i = 0; i < 36; ++i) {
+      rows.push_back(kinds[i % kinds.size()]);
+      rows.back().seed = 7;
+      rows.back().position = i;
+    }
+    const Tensor values = random_values({36, vocab}, 3, 2.5f);
+    Tensor copy = Tensor::empty(values.shape(), DType::kF32);
+    copy.copy_from(values);
+    const auto want = sample(copy, rows);
+    for (const Device device : test_devices()) {
+      if (device == kCpuDevice) continue;
+      Tensor x = values.to(device);
+      const auto got = sample(x, rows);
+      for (size_t i = 0; i < rows.size(); ++i) {
+        EXPECT_EQ(got[i].token, want[i].token) << "row " << i << " of " << vocab;
+        if (rows[i].num_logprobs < 0) continue;
+        EXPECT_NEAR(got[i].logprob, want[i].logprob, 3e-6);
+        EXPECT_EQ(got[i].rank, want[i].rank);
+        ASSERT_EQ(got[i].top.size(), want[i].top.size());
+        for (size_t j = 0; j < want[i].top.size(); ++j)
+          EXPECT_EQ(got[i].top[j].first, want[i].top[j].first);
+      }
+    }
+  }
+}
+
 TEST(Sample, RefusesBadShapes) {
   Tensor x = logits_of(kLogits, 2, kCpuDevice);
   EXPECT_THROW(sample(x, {SampleRow{}}), Error);
@@ -365,6 +448,10 @@ TEST(Sample, RefusesBadShapes) {
   EXPECT_THROW(score(x, {1, 8}, 0), Error);
   EXPECT_THROW(score(x, {1, -1}, 0), Error);
   EXPECT_THROW(score(x, {1}, 0), Error);
+  Tensor tokens = Tensor::empty({2}, DType::kI32), few = Tensor::empty({1}, DType::kI32);
+  EXPECT_THROW(start_sample(few, x, {SampleRow{}, SampleRow{}}), Error);
+  EXPECT_THROW(start_sample(tokens, x, {SampleRow{}, {.pending = 0}}), Error);
+  EXPECT_THROW(start_sample(tokens, x, {SampleRow{}, {.pending = 1}}, few), Error);
 }
 
 TEST(Score, MatchesOracle) {

@@ -44,8 +44,8 @@ DeviceState& device_state(int index) {
 
 // Freed blocks are kept and handed out again at once: all work of a device is on one stream, so the
 // next user is ordered behind the last one. A request takes the smallest block that holds it, of at
-// most twice its size: what steps of all sizes keep is then at most about twice what the largest one
-// needs. For recorded graphs, the largest of which comes first, any block will do.
+// most twice its size: what steps of all sizes keep is then at most about twice what the largest
+// one needs. For recorded graphs, the largest of which comes first, any block will do.
 class CudaAllocator final : public Allocator {
  public:
   explicit CudaAllocator(int index) : device_{DeviceType::kCuda, index} {

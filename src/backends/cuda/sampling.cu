@@ -125,10 +125,9 @@ __global__ void __launch_bounds__(sampling::kThreads, 2) sample_rows_kernel(Clus
   const RowTask& task = args.tasks[row];
   const float* logits = args.logits + row * args.vocab;
   sampling::RowSampler sampler(shared, x, marks, logits, args.vocab, args.slice, rank, cluster);
-  sampling::sample_row(sampler, task, logits, args.vocab, args.ids, args.previous,
-                       args.results[row], args.tops,
-                       args.tokens == nullptr ? nullptr : args.tokens + row,
-                       rank == 0 && threadIdx.x == 0);
+  sampling::sample_row(
+      sampler, task, logits, args.vocab, args.ids, args.previous, args.results[row], args.tops,
+      args.tokens == nullptr ? nullptr : args.tokens + row, rank == 0 && threadIdx.x == 0);
 }
 static_assert(sizeof(sampling::Shared) % 16 == 0);
 
@@ -250,9 +249,8 @@ RowTask task_of(const SampleRow& row, int64_t vocab, Tasks& tasks) {
 // Shared memory that a block may have.
 size_t most_shared(int device_index) {
   int bytes = 0;
-  cuda_check(
-      cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device_index),
-      "reading the shared memory size");
+  cuda_check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device_index),
+             "reading the shared memory size");
   return static_cast<size_t>(bytes);
 }
 
@@ -289,10 +287,9 @@ PendingSamplesPtr run_tasks(Tensor* tokens, const Tensor& logits, const Tasks& t
   };
   place(scratch);
   if (tasks.marks) place(marks);
-  cuda_check(
-      cudaFuncSetAttribute(sample_rows_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                           static_cast<int>(shared_bytes)),
-      "sample");
+  cuda_check(cudaFuncSetAttribute(sample_rows_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(shared_bytes)),
+             "sample");
   const ClusterArgs args{
       .logits = ptr<float>(logits),
       .tasks = ptr<RowTask>(sent),
@@ -337,7 +334,10 @@ PendingSamplesPtr score_cuda(const Tensor& logits, const std::vector<int32_t>& t
                              int32_t top) {
   Tasks tasks;
   for (const int32_t target : targets) {
-    tasks.add({.kind = Kind::kScore, .token = target, .pending = -1, .num_allowed = -1,
+    tasks.add({.kind = Kind::kScore,
+               .token = target,
+               .pending = -1,
+               .num_allowed = -1,
                .num_top = std::max(0, top)},
               logits.size(1));
   }

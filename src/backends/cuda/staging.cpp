@@ -47,8 +47,7 @@ Staging::Buffer* make_buffer(int device_index, size_t size) {
   auto buffer = std::make_unique<Staging::Buffer>(Staging::Buffer{device_index, size});
   cuda_check(cudaSetDevice(device_index), "selecting the device");
   cuda_check(cudaHostAlloc(&buffer->data, size, cudaHostAllocDefault), "page-locking memory");
-  cuda_check(cudaEventCreateWithFlags(&buffer->event, cudaEventDisableTiming),
-             "creating an event");
+  cuda_check(cudaEventCreateWithFlags(&buffer->event, cudaEventDisableTiming), "creating an event");
   return buffer.release();
 }
 
