@@ -30,17 +30,24 @@ int64_t read_number(const char* path) {
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// What else helps when a GPU lacks `needed` bytes of KV cache.
-std::string utilization_advice(const KvFacts& facts, int64_t needed) {
+// What else helps when a GPU lacks room for a KV cache of `wanted` bytes, or at least `least`.
+std::string utilization_advice(const KvFacts& facts, int64_t wanted, int64_t least) {
   if (!facts.dedicated) return "";
-  const double share = static_cast<double>(facts.used_bytes + needed) /
-                       static_cast<double>(std::max<int64_t>(1, facts.total_bytes));
-  const double rounded = std::ceil(share * 100) / 100;
+  const auto share_for = [&](int64_t bytes) {
+    return std::ceil(100.0 * static_cast<double>(facts.used_bytes + bytes) /
+                     static_cast<double>(std::max<int64_t>(1, facts.total_bytes))) /
+           100;
+  };
   const std::string used =
       fmt::format(" (of the GPU's {}, weights, steps and other processes take {})",
                   size_text(facts.total_bytes), size_text(facts.used_bytes));
-  return rounded <= 1 ? fmt::format(", or --gpu_memory_utilization {:.2f}{}", rounded, used)
-                      : "; this GPU has too little memory for it" + used;
+  if (share_for(wanted) <= 1)
+    return fmt::format(", or --gpu_memory_utilization {:.2f}{}", share_for(wanted), used);
+  if (share_for(least) <= 1) {
+    return fmt::format(", or --gpu_memory_utilization {:.2f} with a smaller --max_model_len{}",
+                       share_for(least), used);
+  }
+  return "; this GPU has too little memory left for it" + used;
 }
 
 }  // namespace
@@ -138,14 +145,14 @@ KvPlan plan_kv_cache(const EngineOptions& options, const KvFacts& facts) {
         "--kv_cache_memory_bytes {}{}",
         wanted, size_text(per_sequence * facts.block_bytes), size_text(budget), fits,
         per_sequence * facts.block_bytes,
-        utilization_advice(facts, per_sequence * facts.block_bytes));
+        utilization_advice(facts, per_sequence * facts.block_bytes, facts.block_bytes));
   } else {
     fail(
         "a KV block of {} tokens takes {}, but {} are available for the KV cache: use "
         "--kv_cache_memory_bytes {} or "
         "more, or a smaller --block_size{}",
         options.block_size, size_text(facts.block_bytes), size_text(budget), facts.block_bytes,
-        utilization_advice(facts, per_sequence * facts.block_bytes));
+        utilization_advice(facts, per_sequence * facts.block_bytes, facts.block_bytes));
   }
   return plan;
 }

@@ -70,7 +70,11 @@ TEST(KvPlan, NamesAGpuShareThatFits) {
   f.available_bytes = 0;
   message = message_of(EngineOptions(), f);  // 128 MiB for the model's own length
   EXPECT_NE(message.find("--gpu_memory_utilization 0.62"), std::string::npos) << message;
-  f.used_bytes = 9990 * kMiB;
+  f.used_bytes = 9900 * kMiB;  // the model's own length does not fit, a shorter one does
+  message = message_of(EngineOptions(), f);
+  EXPECT_NE(message.find("--gpu_memory_utilization 1.00 with a smaller"), std::string::npos)
+      << message;
+  f.used_bytes = 10000 * kMiB;
   message = message_of(EngineOptions(), f);
   EXPECT_NE(message.find("too little memory"), std::string::npos) << message;
   EXPECT_EQ(message.find("--gpu_memory_utilization"), std::string::npos) << message;

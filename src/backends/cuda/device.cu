@@ -82,11 +82,10 @@ class CudaAllocator final : public Allocator {
   void trim() override {
     cuda_check(cudaStreamSynchronize(cuda_stream(device_.index)), "waiting for the stream");
     std::lock_guard lock(mutex_);
-    for (auto& [size, blocks] : free_) {
+    for (const auto& [size, blocks] : free_) {
       for (void* block : blocks) cudaFree(block);
-    }
-    for (const auto& [size, blocks] : free_)
       use_.cached -= static_cast<int64_t>(size * blocks.size());
+    }
     free_.clear();
   }
 
@@ -140,7 +139,7 @@ class CudaAllocator final : public Allocator {
     cuda_check(cudaSetDevice(device_.index), "selecting the device");
     void* data = nullptr;
     cudaError_t status = cudaMalloc(&data, size);
-    if (status == cudaErrorMemoryAllocation) {
+    if (status == cudaErrorMemoryAllocation && !recording()) {  // a recording cannot be waited for
       cudaGetLastError();
       trim();
       status = cudaMalloc(&data, size);
