@@ -29,7 +29,7 @@ DecodeGraphs::DecodeGraphs(CausalLmModel& model, KvCache& cache, Device device,
   for (int64_t size : {1, 2, 4}) {
     if (size < max_sequences) sizes_.push_back(size);
   }
-  for (int64_t size = 8; size < max_sequences; size += 8) sizes_.push_back(size);
+  for (int64_t size = 8; size < max_sequences; size += size < 256 ? 8 : 32) sizes_.push_back(size);
   sizes_.push_back(max_sequences);
   recorded_for(max_sequences);
 }

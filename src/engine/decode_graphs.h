@@ -45,7 +45,7 @@ class DecodeGraphs {
   Device device_;
   int64_t max_len_;
   int64_t table_width_;
-  std::vector<int64_t> sizes_;  // 1, 2, 4, 8, 16, 24 … max_sequences
+  std::vector<int64_t> sizes_;  // 1, 2, 4, 8, 16, 24 … 256, 288 … max_sequences
   std::map<int64_t, std::unique_ptr<Recorded>> recorded_;
 };
 
