@@ -82,7 +82,7 @@ void Runner::work() {
       } else if (issued_.size() < max_issued_ && device_ == kCpuDevice) {
         wake_.wait_for(lock, kPatience, called);
       }
-      if (stopping_) return;
+      if (stopping_) break;
       if (!launched_.empty() && issued_.size() < max_issued_) {
         next = std::move(launched_.front());
         launched_.pop_front();
@@ -99,6 +99,7 @@ void Runner::work() {
     const bool full = issued_.size() == max_issued_;
     if (full || (!issued_.empty() && !called_)) finish_oldest();
   }
+  while (!issued_.empty()) finish_oldest();
 }
 
 bool Runner::needs_tokens(const StepPlan& plan) const {

@@ -35,7 +35,7 @@ class Runner {
   // With `graphs`, steps of one token per sequence go through them.
   Runner(CausalLmModel& model, KvCache& cache, Device device, std::unique_ptr<DecodeGraphs> graphs,
          bool overlap, std::function<void()> on_done);
-  ~Runner();  // finishes the step that runs, drops the others
+  ~Runner();  // finishes the steps that were issued, drops the others
 
   void launch(std::unique_ptr<StepPlan> plan);
   // Whether collect() has something to return.
