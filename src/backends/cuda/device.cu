@@ -1,5 +1,7 @@
 // Device memory and streams.
 #include <algorithm>
+#include <array>
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <vector>
@@ -41,6 +43,45 @@ DeviceState& device_state(int index) {
   return it->second;
 }
 
+// Small copies to the device by way of pinned memory, so that the host need not wait for the work
+// that is queued before them.
+class Uploads {
+ public:
+  static constexpr size_t kSlotBytes = size_t{256} << 10;
+
+  void copy(void* to, const void* from, size_t bytes, cudaStream_t stream) {
+    std::lock_guard lock(mutex_);
+    if (memory_ == nullptr) allocate();
+    Slot& slot = slots_[next_];
+    next_ = (next_ + 1) % slots_.size();
+    cuda_check(cudaEventSynchronize(slot.free), "waiting for a copy");
+    std::memcpy(slot.data, from, bytes);
+    cuda_check(cudaMemcpyAsync(to, slot.data, bytes, cudaMemcpyHostToDevice, stream),
+               "copying memory");
+    cuda_check(cudaEventRecord(slot.free, stream), "recording an event");
+  }
+
+ private:
+  struct Slot {
+    std::byte* data = nullptr;
+    cudaEvent_t free = nullptr;
+  };
+
+  void allocate() {
+    cuda_check(cudaMallocHost(&memory_, kSlotBytes * slots_.size()), "allocating pinned memory");
+    for (size_t i = 0; i < slots_.size(); ++i) {
+      slots_[i].data = static_cast<std::byte*>(memory_) + i * kSlotBytes;
+      cuda_check(cudaEventCreateWithFlags(&slots_[i].free, cudaEventDisableTiming),
+                 "creating an event");
+    }
+  }
+
+  std::mutex mutex_;
+  void* memory_ = nullptr;
+  std::array<Slot, 32> slots_;
+  size_t next_ = 0;
+};
+
 // Freed blocks are kept by rounded size and handed out again at once: all work of a device is on
 // one stream, so the next user is ordered behind the last one.
 class CudaAllocator final : public Allocator {
@@ -50,18 +91,22 @@ class CudaAllocator final : public Allocator {
   }
 
   StoragePtr allocate(size_t bytes) override {
-    const size_t size = round_up(bytes);
+    size_t size = round_up(bytes);
     void* data = nullptr;
     bool for_graphs = false;
     {
       std::lock_guard lock(mutex_);
       for_graphs = recording_;
       auto& pool = for_graphs ? graph_free_ : free_;
-      auto it = pool.find(size);
-      if (it != pool.end() && !it->second.empty()) {
+      // A large block may be up to an eighth larger than what was asked for.
+      const size_t most = bytes < kLarge ? size : size + size / 8;
+      for (auto it = pool.lower_bound(size); it != pool.end() && it->first <= most; ++it) {
+        if (it->second.empty()) continue;
         data = it->second.back();
         it->second.pop_back();
+        size = it->first;
         use_.cached -= static_cast<int64_t>(size);
+        break;
       }
     }
     if (data == nullptr) data = device_allocate(size);
@@ -104,10 +149,18 @@ class CudaAllocator final : public Allocator {
             Device from_device) override {
     if (bytes == 0) return;
     const cudaStream_t stream = cuda_stream(device_.index);
+    if (from_device.type == DeviceType::kCpu && bytes <= Uploads::kSlotBytes)
+      return uploads_.copy(to, from, bytes, stream);
     cuda_check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream), "copying memory");
     // Host memory may be reused or read as soon as this returns.
     const bool host = to_device.type == DeviceType::kCpu || from_device.type == DeviceType::kCpu;
     if (host) cuda_check(cudaStreamSynchronize(stream), "waiting for a copy");
+  }
+
+  std::string name() const override {
+    cudaDeviceProp properties{};
+    cuda_check(cudaGetDeviceProperties(&properties, device_.index), "reading the name");
+    return properties.name;
   }
 
   void fill_zero(void* to, size_t bytes) override {
@@ -116,8 +169,10 @@ class CudaAllocator final : public Allocator {
   }
 
  private:
+  static constexpr size_t kLarge = size_t{1} << 20;
+
   static size_t round_up(size_t bytes) {
-    const size_t unit = bytes < (size_t{1} << 20)    ? 512
+    const size_t unit = bytes < kLarge               ? 512
                         : bytes < (size_t{64} << 20) ? size_t{1} << 17
                                                      : size_t{1} << 21;
     return std::max<size_t>(unit, (bytes + unit - 1) / unit * unit);
@@ -156,6 +211,7 @@ class CudaAllocator final : public Allocator {
   std::map<size_t, std::vector<void*>> graph_free_;  // see GraphMemory
   bool recording_ = false;
   MemoryUse use_;
+  Uploads uploads_;
 };
 
 CudaAllocator& allocator_of(int index) {
