@@ -64,7 +64,7 @@ void expect_golden(const std::string& name, const KernelSlot& slot, Step make_st
       Tensor value = golden.start, master;
       if (with_master) {
         master = golden.start;
-        value = golden.start.to(DType::kBF16);
+        value = golden.start.to(kCpuDevice).to(DType::kBF16).to(device);
       }
       auto step = make_step(golden.start);
       for (int i = 0; i < static_cast<int>(golden.grads.size()); ++i) {
@@ -73,7 +73,7 @@ void expect_golden(const std::string& name, const KernelSlot& slot, Step make_st
         expect_close(with_master ? master : value, golden.after(name, i + 1), 1e-6,
                      fmt::format("{} step {} master {}", name, i + 1, with_master));
         if (with_master) {
-          EXPECT_EQ(doubles(value), doubles(master.to(DType::kBF16)));
+          EXPECT_EQ(doubles(value), doubles(master.to(kCpuDevice).to(DType::kBF16)));
         }
       }
     }
