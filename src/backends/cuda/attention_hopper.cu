@@ -354,23 +354,6 @@ Encode tensor_map_encoder() {
   return encode;
 }
 
-// A tensor of 16-bit elements with the 128-byte swizzle. sizes and box: innermost first; strides in
-// bytes, from the second dimension.
-CUtensorMap tensor_map(const Tensor& t, unsigned rank, const cuuint64_t* sizes,
-                       const cuuint64_t* strides, const cuuint32_t* box) {
-  const cuuint32_t steps[3] = {1, 1, 1};
-  CUtensorMap map;
-  const CUresult status = tensor_map_encoder()(
-      &map,
-      t.dtype() == DType::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-      rank, t.raw(), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  check(status == CUDA_SUCCESS, "paged_attention: cuTensorMapEncodeTiled failed with status {}",
-        static_cast<int>(status));
-  return map;
-}
-
 template <class T, int kDim>
 void launch(Tensor& out, const Tensor& q, const PagedKv& kv, const AttentionBatch& batch,
             const AttentionShape& s) {
@@ -433,12 +416,26 @@ void launch_packed(Tensor& out, const Tensor& lse, const Tensor& qkv, const Pack
                    lse.defined() ? ptr<float>(lse) : nullptr, maps, s);
 }
 
-// Whether this card and driver have what the kernels need.
+}  // namespace
+
+CUtensorMap tensor_map(const Tensor& t, unsigned rank, const cuuint64_t* sizes,
+                       const cuuint64_t* strides, const cuuint32_t* box) {
+  const cuuint32_t steps[3] = {1, 1, 1};
+  CUtensorMap map;
+  const CUresult status = tensor_map_encoder()(
+      &map,
+      t.dtype() == DType::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+      rank, t.raw(), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  check(status == CUDA_SUCCESS, "attention: cuTensorMapEncodeTiled failed with status {}",
+        static_cast<int>(status));
+  return map;
+}
+
 bool has_hopper(const Tensor& t) {
   return cuda_compute_major(t.device().index) == 9 && tensor_map_encoder() != nullptr;
 }
-
-}  // namespace
 
 bool hopper_packed_attention(Tensor& out, const Tensor& lse, const Tensor& qkv,
                              const PackedShape& s, int64_t longest) {

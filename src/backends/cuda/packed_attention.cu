@@ -233,10 +233,11 @@ void packed_attention_backward_cuda(const GradientSlot& dqkv, const GradientSlot
   g.dqkv = direct ? dqkv.tensor : Tensor::empty(qkv.shape(), qkv.dtype(), device);
   clear_rest(g.dqkv, s);
   const int dim = padded_head_dim(qkv.dtype(), qkv, s.head_dim);
+  const int64_t longest = longest_sequence(qkv, batch);
   if (dim == 0) {
     plain_packed_attention_backward(g, s);
-  } else {
-    tile_packed_attention_backward(g, s, dim, longest_sequence(qkv, batch));
+  } else if (!hopper_packed_attention_backward(g, s, longest)) {
+    tile_packed_attention_backward(g, s, dim, longest);
   }
   if (direct) return;
   dispatch_float(qkv.dtype(), op, [&](auto from) {

@@ -60,6 +60,10 @@ void tile_packed_attention_backward(const PackedGradient& g, const PackedShape& 
 bool hopper_packed_attention(Tensor& out, const Tensor& lse, const Tensor& qkv,
                              const PackedShape& shape, int64_t longest);
 
+// The same for head dim 128 on Hopper. False, having done nothing, elsewhere.
+bool hopper_packed_attention_backward(const PackedGradient& g, const PackedShape& shape,
+                                      int64_t longest);
+
 #ifdef __CUDACC__
 
 // log of the softmax's denominator, the sink included, from a row's maximum in log2 units and its
