@@ -135,8 +135,9 @@ class GoldenGradients : public testing::TestWithParam<std::string> {
   }
 
   LoadedModel load(const std::string& dtype, const Wanted& trainable) const {
-    return load_model((kGolden / GetParam()).string(),
-                      {.device = test_device(), .dtype = dtype, .quiet = true, .trainable = trainable});
+    return load_model(
+        (kGolden / GetParam()).string(),
+        {.device = test_device(), .dtype = dtype, .quiet = true, .trainable = trainable});
   }
 
   // Gemma 3 with a vision part keeps the language model's parameters further down.
@@ -314,8 +315,10 @@ TEST(TrainingModel, ServesWhatItTrains) {
       .token_ids = Tensor::from_vector(ids).to(device),
       .positions = index,
       .slots = index,
-      .attention = {.query_start = Tensor::from_vector<int32_t>({0, static_cast<int32_t>(tokens)}).to(device),
-                    .context_len = Tensor::from_vector<int32_t>({static_cast<int32_t>(tokens)}).to(device),
+      .attention = {.query_start =
+                        Tensor::from_vector<int32_t>({0, static_cast<int32_t>(tokens)}).to(device),
+                    .context_len =
+                        Tensor::from_vector<int32_t>({static_cast<int32_t>(tokens)}).to(device),
                     .block_table = Tensor::from_vector<int32_t>({0}, {1, 1}).to(device),
                     .max_query_len = tokens,
                     .max_context_len = tokens},

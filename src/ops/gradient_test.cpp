@@ -11,9 +11,10 @@
 namespace reft {
 namespace {
 
-const bool covered = cover_ops({"rms_norm_backward", "add_rms_norm_backward", "gated_activation_backward",
-                                "soft_cap_backward", "scatter_add_rows", "linear_input_backward",
-                                "linear_weight_backward", "column_sums", "cross_entropy"});
+const bool covered =
+    cover_ops({"rms_norm_backward", "add_rms_norm_backward", "gated_activation_backward",
+               "soft_cap_backward", "scatter_add_rows", "linear_input_backward",
+               "linear_weight_backward", "column_sums", "cross_entropy"});
 
 constexpr float kEps = 0.05f;  // large: with a row of one value the gradient is eps's alone
 
@@ -34,7 +35,8 @@ const NormKind kKinds[] = {NormKind::kPlain, NormKind::kFloat, NormKind::kOnePlu
 
 TEST(Gradient, RmsNorm) {
   for (const NormKind kind : kKinds) {
-    for (const auto& [rows, dim] : {std::pair(1, 1), {3, 5}, {0, 8}, {2, 64}, {130, 33}, {3, 520}}) {
+    for (const auto& [rows, dim] :
+         {std::pair(1, 1), {3, 5}, {0, 8}, {2, 64}, {130, 33}, {3, 520}}) {
       check_gradients(
           {.what = fmt::format("rms_norm {}x{}", rows, dim),
            .inputs = {random_values({rows, dim}, 1), random_values({dim}, 2, 0.5f, 1.0f)},
@@ -177,15 +179,15 @@ TEST(Gradient, EmbeddingAndGatherRows) {
       return y;
     };
     const Tensor index = Tensor::from_vector(ids);
-    check_gradients(
-        {.what = "embedding",
-         .inputs = {random_values({5, dim}, 1)},
-         .op =
-             [&](auto& in) {
-               return embedding(beside(index, in[0]), Weight::from(in[0]), in[0].dtype(), 2.5f);
-             },
-         .oracle = [&](auto& in) { return rows_of(in[0], 2.5); },
-         .weights = {0}});
+    check_gradients({.what = "embedding",
+                     .inputs = {random_values({5, dim}, 1)},
+                     .op =
+                         [&](auto& in) {
+                           return embedding(beside(index, in[0]), Weight::from(in[0]),
+                                            in[0].dtype(), 2.5f);
+                         },
+                     .oracle = [&](auto& in) { return rows_of(in[0], 2.5); },
+                     .weights = {0}});
     check_gradients({.what = "gather_rows",
                      .inputs = {random_values({5, dim}, 1)},
                      .op = [&](auto& in) { return gather_rows(in[0], beside(index, in[0])); },

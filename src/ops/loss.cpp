@@ -77,7 +77,8 @@ Tensor linear_cross_entropy(const Tensor& x, const Weight& weight, const Tensor&
       1, loss_chunk_bytes(x.device()) / 4 / std::max<int64_t>(weight.out_features, 1));
   const int64_t chunks = std::max<int64_t>(1, (x.size(0) + fitting - 1) / fitting);
   const int64_t even = (x.size(0) + chunks - 1) / chunks;
-  const int64_t chunk_rows = std::max<int64_t>(1, std::min(fitting, (even + kTile - 1) / kTile * kTile));
+  const int64_t chunk_rows =
+      std::max<int64_t>(1, std::min(fitting, (even + kTile - 1) / kTile * kTile));
   const Walk walk{x, weight, labels, options.soft_cap,
                   options.chunk_rows > 0 ? options.chunk_rows : chunk_rows};
   Tensor losses = Tensor::empty({x.size(0)}, DType::kF32, x.device());

@@ -2,6 +2,7 @@
 // double, on every device of test_devices() and in every dtype that it computes in.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <string>
 #include <vector>
@@ -18,8 +19,8 @@ struct GradientCase {
   // float32, contiguous; each is differentiated. In a 16-bit dtype matrices are rounded to it,
   // vectors (weights of norms, biases) stay float32, as in a model.
   std::vector<Tensor> inputs;
-  // The op on `inputs` (which it must use as they are, with all else beside them, see beside()), and
-  // the same in double.
+  // The op on `inputs` (which it must use as they are, with all else beside them, see beside()),
+  // and the same in double.
   std::function<Tensor(std::vector<Tensor>& inputs)> op;
   std::function<Doubles(const std::vector<Doubles>& inputs)> oracle;
   double tolerance = 1e-4;  // of the largest gradient of an input, in float32
@@ -137,10 +138,12 @@ inline void check_gradients(const GradientCase& test, Device device, DType dtype
 inline void check_gradients(const GradientCase& test) {
   for (const Device device : test_devices()) {
     for (const DType dtype : activation_dtypes(device)) {
-      const bool wanted = device == kCpuDevice || test.dtypes.empty() ||
-                          std::find(test.dtypes.begin(), test.dtypes.end(), dtype) !=
-                              test.dtypes.end();
-      if (wanted) ASSERT_NO_FATAL_FAILURE(check_gradients(test, device, dtype));
+      const bool wanted =
+          device == kCpuDevice || test.dtypes.empty() ||
+          std::find(test.dtypes.begin(), test.dtypes.end(), dtype) != test.dtypes.end();
+      if (!wanted) continue;
+      check_gradients(test, device, dtype);
+      if (testing::Test::HasFatalFailure()) return;
     }
   }
 }

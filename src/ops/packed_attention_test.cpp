@@ -238,8 +238,7 @@ TEST(PackedAttention, LongDocumentsMatchTheFormulas) {
             return most;
           };
           // The result, the weights, the gradients of the scores, and the gradient are rounded.
-          const double tolerance =
-              dtype == DType::kF32 ? 1e-5 : 2 * 4 * unit_roundoff(dtype);
+          const double tolerance = dtype == DType::kF32 ? 1e-5 : 2 * 4 * unit_roundoff(dtype);
           expect_close(dqkv, want.qkv, tolerance, what + ", dqkv", largest(want.qkv));
           if (c.sinks)
             expect_close(dsinks, want.sinks, tolerance, what + ", dsinks", largest(want.sinks));

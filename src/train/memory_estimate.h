@@ -40,7 +40,7 @@ struct MemoryOptions {
   int64_t batch_size = 1;     // sequences of a micro-batch
   int64_t cutoff_len = 2048;  // tokens of a sequence
   Recompute recompute = Recompute::kNone;
-  int64_t activation_bytes = 2;  // per value: 2 on CUDA, 4 on the CPU
+  int64_t activation_bytes = 2;          // per value: 2 on CUDA, 4 on the CPU
   int64_t loss_chunk_bytes = 256 << 20;  // of logits that exist at once, see loss_chunk_bytes()
 };
 

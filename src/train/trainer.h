@@ -29,8 +29,8 @@ struct TrainerOptions {
   Json chat_template_kwargs = Json::object();
   bool load_pretrained = true;  // else random weights for the folder's config.json
   Device device = kCpuDevice;
-  std::string dtype = "auto";   // float32 or bfloat16; auto: the checkpoint's if it is one of both,
-                                // else float32
+  std::string dtype = "auto";  // float32 or bfloat16; auto: the checkpoint's if it is one of both,
+                               // else float32
   FineTuning fine_tuning = FineTuning::kFull;
   FreezeOptions freeze;
 

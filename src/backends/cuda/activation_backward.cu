@@ -16,7 +16,8 @@ __device__ __forceinline__ float2 activate_with_slope(float x, Activation activa
       const float twice_u = 2.0f * kRoot * x * fmaf(kCubic * x, x, 1.0f);
       const float twice_slope = 2.0f * kRoot * fmaf(3.0f * kCubic * x, x, 1.0f);
       const float s = 1.0f / (1.0f + __expf(-twice_u));
-      return make_float2(x * s, s == 0.0f || s == 1.0f ? s : fmaf(x * twice_slope * s, 1.0f - s, s));
+      return make_float2(x * s,
+                         s == 0.0f || s == 1.0f ? s : fmaf(x * twice_slope * s, 1.0f - s, s));
     }
     case Activation::kGeluErf: {  // Φ(x) + x φ(x)
       const float cumulative = 0.5f * erfcf(-x * 0.70710678118654752f);

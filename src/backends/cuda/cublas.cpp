@@ -150,9 +150,18 @@ bool cublas_gemm(const Tensor& c, const GemmOperand& a, const GemmOperand& b, bo
     blas_check(lt.create(&blas.handle), "cublasLtCreate");
     blas.workspace = Tensor::empty({static_cast<int64_t>(kWorkspaceBytes)}, DType::kU8, c.device());
   }
-  const PlanKey key{a.data.dtype(), c.dtype(),          a.rows(),           b.columns(),
-                    a.columns(),    a.transposed,       b.transposed,       a.data.stride(0),
-                    b.data.stride(0), c.stride(0),      alignment_of(a.data), alignment_of(b.data),
+  const PlanKey key{a.data.dtype(),
+                    c.dtype(),
+                    a.rows(),
+                    b.columns(),
+                    a.columns(),
+                    a.transposed,
+                    b.transposed,
+                    a.data.stride(0),
+                    b.data.stride(0),
+                    c.stride(0),
+                    alignment_of(a.data),
+                    alignment_of(b.data),
                     alignment_of(c)};
   auto it = blas.plans.find(key);
   if (it == blas.plans.end()) it = blas.plans.emplace(key, make_plan(blas, c, a, b)).first;

@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "backends/cuda/gemm.h"
 #include "backends/cuda/common.h"
+#include "backends/cuda/gemm.h"
 #include "ops/optimizer.h"
 
 namespace reft {

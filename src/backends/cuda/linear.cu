@@ -14,7 +14,7 @@ namespace {
 constexpr int kStreamRows = 16;  // rows of W per block
 constexpr int kStreamSlice =
     64;  // elements of K that a warp takes at a time: 128 bytes of each row
-constexpr int64_t kStreamTokens = 16;  // rows of x at most
+constexpr int64_t kStreamTokens = 16;       // rows of x at most
 constexpr int64_t kLargeProduct = 1 << 24;  // multiplications from which float32 goes to cuBLASLt
 
 // An ordinary load, not one by way of the read-only cache: see launch_dependent().

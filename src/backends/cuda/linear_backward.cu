@@ -80,7 +80,7 @@ void linear_input_backward_cuda(const GradientSlot& dx, const Tensor& dy, const 
 void linear_weight_backward_cuda(const GradientSlot& dw, const Tensor& dy, const Tensor& x,
                                  DType weight) {
   multiply(dw.tensor, {in_type_of_weight(dy, weight), true}, {in_type_of_weight(x, weight)},
-       dw.accumulate);
+           dw.accumulate);
 }
 
 // Block (i, p): 32 columns, a piece of the rows; eight threads share the rows of a column.

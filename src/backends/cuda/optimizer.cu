@@ -93,12 +93,13 @@ __device__ __forceinline__ void adam_step(float& p, float& m, float& v, float gr
 }
 
 // Elements i, i + stride … of [0, n).
-#define REFT_EACH(i, n)                                                         \
-  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < (n);     \
+#define REFT_EACH(i, n)                                                     \
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < (n); \
        i += int64_t{gridDim.x} * blockDim.x)
 
-// A thread takes four neighbours of each quarter of a group: sixteen elements whose random words are
-// those of four counters. Threads in fours have a group; `n` counts threads. M: float or bfloat16.
+// A thread takes four neighbours of each quarter of a group: sixteen elements whose random words
+// are those of four counters. Threads in fours have a group; `n` counts threads. M: float or
+// bfloat16.
 template <class M>
 __global__ void __launch_bounds__(kThreads)
     adamw_groups_kernel(ParameterData parameter, M* moments1, M* moments2, RandomStream rng,

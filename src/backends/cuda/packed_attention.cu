@@ -228,8 +228,8 @@ void packed_attention_backward_cuda(const GradientSlot& dqkv, const GradientSlot
     add_pieces(dsinks, pieces);
   }
   if (!dqkv) return;
-  const bool direct = !dqkv.accumulate && dqkv.tensor.is_contiguous() &&
-                      dqkv.tensor.dtype() == qkv.dtype();
+  const bool direct =
+      !dqkv.accumulate && dqkv.tensor.is_contiguous() && dqkv.tensor.dtype() == qkv.dtype();
   g.dqkv = direct ? dqkv.tensor : Tensor::empty(qkv.shape(), qkv.dtype(), device);
   clear_rest(g.dqkv, s);
   const int dim = padded_head_dim(qkv.dtype(), qkv, s.head_dim);

@@ -26,10 +26,10 @@ struct Tile {
   static constexpr int kParts = kDim > 128 ? 2 : 1;
   static constexpr int kKeys = 16 * kWarps / kParts;
   static constexpr int kStages = kDim > 128 ? 1 : 2;
-  static constexpr int kStride = kDim + 8;        // of a row of a head
+  static constexpr int kStride = kDim + 8;  // of a row of a head
   static constexpr int kSlopeStride = kQueries + 8;
-  static constexpr int kPart = kDim / kParts;     // elements of a warp's dk and dv
-  static constexpr int kHalf = kDim / 2;          // elements of a warp's dq
+  static constexpr int kPart = kDim / kParts;  // elements of a warp's dk and dv
+  static constexpr int kHalf = kDim / 2;       // elements of a warp's dq
   // K, V, stages of Q and dO, and the gradient of the scores.
   static constexpr size_t kElements =
       size_t{2 * kKeys + 2 * kStages * kQueries} * kStride + size_t{kKeys} * kSlopeStride;
@@ -218,14 +218,15 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     multiply_add<T, kDim>(dk, left, q_tile + part * S::kPart);
 
-    const SumTurn turn = sums.turn(p, start, sequence, length, head, query_tile, tile, kKeys, window);
+    const SumTurn turn =
+        sums.turn(p, start, sequence, length, head, query_tile, tile, kKeys, window);
     if (threadIdx.x == 0) sums.await(turn);
     __syncthreads();  // the slopes are there, and it is this block's turn
     // dq: warps 4 × 2, 16 queries and half of a head's elements each.
     float dq[S::kHalf / 8][4] = {};
     const int query_warp = warp % 4, half = warp / 4;
-    const T* slope_row = slopes + (lane % 8 + lane / 16 * 8) * S::kSlopeStride + query_warp * 16 +
-                         lane / 8 % 2 * 8;
+    const T* slope_row =
+        slopes + (lane % 8 + lane / 16 * 8) * S::kSlopeStride + query_warp * 16 + lane / 8 % 2 * 8;
     const T* key_row = k_tile + lane % 16 * kStride + lane / 16 * 8 + half * S::kHalf;
 #pragma unroll
     for (int k = 0; k < kKeys; k += 16) {
@@ -272,8 +273,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int n = 0; n < S::kPart / 8; ++n) {
       const int d = part * S::kPart + n * 8 + 2 * t;
       if (d >= p.head_dim) continue;
-      *reinterpret_cast<uint32_t*>(to + d) =
-          pack2<T>(dk[n][e] * p.scale, dk[n][e + 1] * p.scale);
+      *reinterpret_cast<uint32_t*>(to + d) = pack2<T>(dk[n][e] * p.scale, dk[n][e + 1] * p.scale);
       *reinterpret_cast<uint32_t*>(to_value + d) = pack2<T>(dv[n][e], dv[n][e + 1]);
     }
   }

@@ -1,8 +1,8 @@
 // Gradients of attention of packed batches on Hopper, head dim 128: the algorithm of
 // packed_attention_backward.cu by WGMMA and TMA. A block has 128 keys, two warpgroups 64 each; a
-// third warpgroup's first warp brings queries and gradients of results, 64 tokens at a time. What is
-// left to the warps is in flight with products: the weights' gradients are worked out while dv is
-// multiplied, and go to shared memory for dq, of which each warpgroup makes one half.
+// third warpgroup's first warp brings queries and gradients of results, 64 tokens at a time. What
+// is left to the warps is in flight with products: the weights' gradients are worked out while dv
+// is multiplied, and go to shared memory for dq, of which each warpgroup makes one half.
 #include "backends/cuda/hopper.h"
 #include "backends/cuda/mma.h"
 #include "backends/cuda/query_sums.h"
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   const int group = threadIdx.x / 128;
   if (group == kConsumers) {
-    fewer_registers<24>();
+    fewer_registers<40>();
     const int lane = threadIdx.x % 128;
     if (lane >= 32) return;
     const auto load = [&](T* to, const CUtensorMap* map, uint64_t* barrier, int rows, int head,
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     return;
   }
 
-  more_registers<240>();
+  more_registers<232>();
   const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
   const int g = lane / 4, t = lane % 4;
   const int own_row = group * 64 + warp * 16 + g;  // of the block's keys; and own_row + 8
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const float factor = p.scale * kLog2e;
 
   // scores (+)= rows of this warpgroup's keys (or values) times the tokens' rows.
-  const auto start_rows = [&](float (&d)[kQueries / 2], const T* left, const T* right) {
+  const auto start_rows = [&](float(&d)[kQueries / 2], const T* left, const T* right) {
     pin(d);
     wgmma_fence();
 #pragma unroll
@@ -138,15 +138,14 @@ __global__ void __launch_bounds__(kThreads, 1)
     wgmma_commit();
   };
   // d += left, [64 keys × 64 tokens] in registers, times the tokens' rows.
-  const auto start_sums = [&](float (&d)[kDim / 2], const uint32_t (&left)[kQueries / 16][4],
+  const auto start_sums = [&](float(&d)[kDim / 2], const uint32_t(&left)[kQueries / 16][4],
                               const T* right) {
     pin(d);
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kQueries / 16; ++k) {
-      wgmma_registers<T, kDim>(d, left[k],
-                               swizzled_operand(right + k * 16 * kSlab,
-                                                kQueries * kSlab * sizeof(T)));
+      wgmma_registers<T, kDim>(
+          d, left[k], swizzled_operand(right + k * 16 * kSlab, kQueries * kSlab * sizeof(T)));
     }
     wgmma_commit();
   };
@@ -224,9 +223,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kKeys / 16; ++k) {
-      wgmma_shared_transposed<T>(
-          dq, swizzled_operand(slope_tile + k * 16 * kSlab, 16),
-          swizzled_operand(shared.k + (group * kKeys + k * 16) * kSlab, 16), k > 0);
+      wgmma_shared_transposed<T>(dq, swizzled_operand(slope_tile + k * 16 * kSlab, 16),
+                                 swizzled_operand(shared.k + (group * kKeys + k * 16) * kSlab, 16),
+                                 k > 0);
     }
     wgmma_commit();
     wgmma_wait<0>();
@@ -276,7 +275,8 @@ void launch(const PackedGradient& g, const PackedShape& p, int64_t longest) {
   const auto tokens = static_cast<cuuint64_t>(p.num_tokens);
   const auto map = [&](const Tensor& t, int heads, unsigned rows) {
     const cuuint64_t sizes[] = {kDim, static_cast<cuuint64_t>(heads), tokens};
-    const cuuint64_t strides[] = {kDim * sizeof(T), static_cast<cuuint64_t>(heads) * kDim * sizeof(T)};
+    const cuuint64_t strides[] = {kDim * sizeof(T),
+                                  static_cast<cuuint64_t>(heads) * kDim * sizeof(T)};
     const cuuint32_t box[] = {kSlab, 1, rows};
     return tensor_map(t, 3, sizes, strides, box);
   };

@@ -99,7 +99,8 @@ struct Weights {
   float p, ds;
 };
 template <int kPerLane>
-__device__ __forceinline__ Weights weights_of(const float (&q)[kPerLane], const float (&k)[kPerLane],
+__device__ __forceinline__ Weights weights_of(const float (&q)[kPerLane],
+                                              const float (&k)[kPerLane],
                                               const float (&v)[kPerLane],
                                               const float (&dout)[kPerLane], float lse, float delta,
                                               const PackedShape& s) {

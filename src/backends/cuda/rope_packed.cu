@@ -24,7 +24,9 @@ struct RopeShape {
   __device__ const float* weight_of(int head) const {
     return head < num_heads ? q_weight : head < num_heads + num_kv_heads ? k_weight : nullptr;
   }
-  __device__ bool rotates(int head) const { return rotary_dim > 0 && head < num_heads + num_kv_heads; }
+  __device__ bool rotates(int head) const {
+    return rotary_dim > 0 && head < num_heads + num_kv_heads;
+  }
 };
 
 // The usual case: all of a head of 64, 128 or 256 is rotated by halves. A lane holds kDim / 64
@@ -109,7 +111,7 @@ __global__ void __launch_bounds__(kWarps * 32)
        token += gridDim.x * int64_t{kWarps}) {
     float c[kEach], n[kEach];
     load_halves<float, kDim>(c, n, s.cos_sin + int64_t{s.positions[token]} * kDim, lane);
-    const auto one_head = [&](int head, float (&own)[2][kEach]) {
+    const auto one_head = [&](int head, float(&own)[2][kEach]) {
       float a[kEach], b[kEach];
       load_halves<T, kDim>(a, b, dy + token * dy_stride + int64_t{head} * kDim, lane);
       if (s.rotates(head)) {
@@ -261,8 +263,7 @@ __global__ void qk_norm_rope_plain_backward(T* dqkv, int64_t to_stride, bool acc
     }
     if (dqkv == nullptr) continue;
     T* to = dqkv + token * to_stride + int64_t{head} * dim;
-    for (int i = lane; i < dim; i += 32)
-      to[i] = as<T>(accumulate ? as_float(to[i]) + d[i] : d[i]);
+    for (int i = lane; i < dim; i += 32) to[i] = as<T>(accumulate ? as_float(to[i]) + d[i] : d[i]);
   }
   if (pieces == nullptr) return;
   __syncthreads();
@@ -319,13 +320,13 @@ void qk_norm_rope_cuda(Tensor& out, const Tensor& qkv, const Tensor& positions,
     using T = decltype(type);
     if (by_halves(s, {&out, &qkv})) {
       dispatch_dim(s.head_dim, [&](auto dim) {
-        qk_norm_rope_halves<T, dim><<<blocks_for(tokens, kWarps), kWarps * 32, 0, stream>>>(
-            ptr<T>(out), ptr<T>(qkv), s);
+        qk_norm_rope_halves<T, dim>
+            <<<blocks_for(tokens, kWarps), kWarps * 32, 0, stream>>>(ptr<T>(out), ptr<T>(qkv), s);
       });
     } else {
       const int64_t items = tokens * (heads.num_heads + 2 * heads.num_kv_heads);
-      qk_norm_rope_plain<T><<<blocks_for(items, kWarps), kWarps * 32, 0, stream>>>(
-          ptr<T>(out), ptr<T>(qkv), s);
+      qk_norm_rope_plain<T>
+          <<<blocks_for(items, kWarps), kWarps * 32, 0, stream>>>(ptr<T>(out), ptr<T>(qkv), s);
     }
     check_launch("qk_norm_rope");
   });
