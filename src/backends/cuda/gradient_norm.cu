@@ -10,7 +10,7 @@ namespace reft {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kChunk = 65536;  // elements of a block
+constexpr int64_t kChunk = 262144;  // elements of a block
 
 struct Chunk {
   const float* data;
