@@ -163,7 +163,8 @@ TEST(Gradient, SoftCap) {
                            Doubles y = in[0];
                            for (double& v : y) v = 3 * std::tanh(v / 3);
                            return y;
-                         }});
+                         },
+                     .dtypes = {DType::kF32}});  // logits
   }
 }
 
