@@ -14,20 +14,6 @@ namespace {
 
 constexpr const char* kDefaultModelFile = "SmolLM2-135M-Instruct.Q4_1.gguf";
 
-// "auto" is the first GPU where this build and machine have one.
-Device choose_device(const std::string& name) {
-  const Device cuda{DeviceType::kCuda, 0};
-  if (name == "cpu") return kCpuDevice;
-  try {
-    allocator_for(cuda);
-    return cuda;
-  } catch (const Error& e) {
-    if (name == "cuda") throw;
-    log_info("Serve", "Running on the CPU: no usable GPU ({})", e.what());
-    return kCpuDevice;
-  }
-}
-
 bool is_gguf(const std::string& path) { return std::filesystem::path(path).extension() == ".gguf"; }
 
 // A broken tokenizer counts: loading it says what is wrong.
@@ -37,6 +23,19 @@ bool comes_with_tokenizer(const std::string& path) {
 }
 
 }  // namespace
+
+Device choose_device(const std::string& name) {
+  const Device cuda{DeviceType::kCuda, 0};
+  if (name == "cpu") return kCpuDevice;
+  try {
+    allocator_for(cuda);
+    return cuda;
+  } catch (const Error& e) {
+    if (name == "cuda") throw;
+    log_info("device", "Running on the CPU: no usable GPU ({})", e.what());
+    return kCpuDevice;
+  }
+}
 
 std::string default_model_path() {
   std::filesystem::path cache;

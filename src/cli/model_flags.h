@@ -58,6 +58,9 @@ struct ModelFlags {
   std::shared_ptr<const Tokenizer> load_tokenizer_for(const std::string& path) const;
 };
 
+// "cpu", "cuda", or "auto": the first GPU where this build and machine have one, which is logged
+// where they have none. Throws Error for a "cuda" that is not there.
+Device choose_device(const std::string& name);
 // Where quickstart.sh puts the default model: $XDG_CACHE_HOME/reft/models, else
 // ~/.cache/reft/models.
 std::string default_model_path();

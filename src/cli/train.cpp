@@ -103,7 +103,7 @@ struct TrainOptions {
     parser.add("freeze_extra_modules", &trainer.freeze.extra_modules,
                "freeze: modules beside the layers (embed_tokens, lm_head, norm).");
     parser.add("device", &device, "Where to train.");
-    parser.choices("device", {"auto", "cpu"});
+    parser.choices("device", {"auto", "cpu", "cuda"});
     for (const auto& [name, value] :
          {std::pair("tensor_parallels", &tensor_parallels),
           std::pair("pipeline_parallels", &pipeline_parallels),
@@ -256,6 +256,7 @@ struct TrainOptions {
     t.guard.on_spike = parse_guard_action(spike_policy, "spike_policy");
     t.recompute = parse_recompute(checkpointing);
     t.max_shard_bytes = parse_byte_size(shard_size, "max_shard_size");
+    t.device = choose_device(device);
     t.model_path = model.resolve_path();
     t.tokenizer_path = model.tokenizer;
   }

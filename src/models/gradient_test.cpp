@@ -1,9 +1,11 @@
 // Training of every folder of tests/golden: losses and gradients against transformers and autograd
-// (gradients.safetensors, see tools/make_golden.py), and what must not change them.
+// (gradients.safetensors, see tools/make_golden.py), and what must not change them. On a GPU with
+// REFT_TEST_DEVICE=cuda.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <filesystem>
 #include <map>
 #include <numeric>
@@ -16,6 +18,11 @@ namespace reft {
 namespace {
 
 namespace fs = std::filesystem;
+
+Device test_device() {
+  const char* name = std::getenv("REFT_TEST_DEVICE");
+  return name != nullptr && std::string(name) == "cuda" ? Device{DeviceType::kCuda, 0} : kCpuDevice;
+}
 
 const fs::path kGolden = fs::path(REFT_SOURCE_DIR) / "tests" / "golden";
 
@@ -56,11 +63,12 @@ struct TrainingBatch {
       }
       query_start.push_back(static_cast<int32_t>(ids.size()));
     }
-    batch.token_ids = Tensor::from_vector(ids);
-    batch.positions = Tensor::from_vector(positions);
-    batch.attention.query_start = Tensor::from_vector(query_start);
-    batch.logit_rows = Tensor::from_vector(rows);
-    labels = Tensor::from_vector(targets);
+    const Device device = test_device();
+    batch.token_ids = Tensor::from_vector(ids).to(device);
+    batch.positions = Tensor::from_vector(positions).to(device);
+    batch.attention.query_start = Tensor::from_vector(query_start).to(device);
+    batch.logit_rows = Tensor::from_vector(rows).to(device);
+    labels = Tensor::from_vector(targets).to(device);
   }
 };
 
@@ -87,7 +95,7 @@ Result differentiate(CausalLmModel& model, const TrainingBatch& batch, float sca
   });
   const Tensor losses = model.token_losses(batch.batch, batch.labels, options);
   const Floats seed(static_cast<size_t>(losses.numel()), scale);
-  tape.backward(losses, Tensor::from_vector(seed));
+  tape.backward(losses, Tensor::from_vector(seed).to(losses.device()));
   result.losses = losses.to_vector<float>();
   // What was ready is what there is at the end.
   model.visit([&](const std::string& name, Parameter& p) {
@@ -127,8 +135,9 @@ class GoldenGradients : public testing::TestWithParam<std::string> {
   }
 
   LoadedModel load(const std::string& dtype, const Wanted& trainable) const {
-    return load_model((kGolden / GetParam()).string(),
-                      {.dtype = dtype, .quiet = true, .trainable = trainable});
+    return load_model(
+        (kGolden / GetParam()).string(),
+        {.device = test_device(), .dtype = dtype, .quiet = true, .trainable = trainable});
   }
 
   // Gemma 3 with a vision part keeps the language model's parameters further down.
@@ -275,8 +284,10 @@ TEST_P(GoldenGradients, UpdatesInPlaceLowerTheLoss) {
   };
   const double before = total(differentiate(*loaded.model, batch, 1 / num_labels_));
   loaded.model->visit([](const std::string&, Parameter& p) {
-    for (int64_t i = 0; i < p.value.numel(); ++i)
-      p.value.data<float>()[i] -= 1e-3f * p.gradient.data<float>()[i];
+    Floats value = p.value.to_vector<float>();
+    const Floats gradient = p.gradient.to_vector<float>();
+    for (size_t i = 0; i < value.size(); ++i) value[i] -= 1e-3f * gradient[i];
+    p.value.copy_from(Tensor::from_vector(value, p.value.shape()));
   });
   EXPECT_LT(total(differentiate(*loaded.model, batch, 1 / num_labels_)), before);
   // The checkpoint is as it was.
@@ -292,20 +303,23 @@ TEST(TrainingModel, ServesWhatItTrains) {
   const std::string path = (kGolden / "qwen3").string();
   const auto golden = open_safetensors((kGolden / "qwen3" / "golden.safetensors").string());
   const Ids ids = golden->read("input_ids").to_vector<int32_t>();
+  const Device device = test_device();
   const LoadedModel loaded =
-      load_model(path, {.dtype = "float32", .quiet = true, .trainable = kAll});
+      load_model(path, {.device = device, .dtype = "float32", .quiet = true, .trainable = kAll});
   const auto tokens = static_cast<int64_t>(ids.size());
   Ids positions(ids.size());
   std::iota(positions.begin(), positions.end(), 0);
-  const Tensor index = Tensor::from_vector(positions);
-  KvCache cache(loaded.model->cache_specs(), 1, tokens, DType::kF32, kCpuDevice);
+  const Tensor index = Tensor::from_vector(positions).to(device);
+  KvCache cache(loaded.model->cache_specs(), 1, tokens, DType::kF32, device);
   const Batch batch{
-      .token_ids = Tensor::from_vector(ids),
+      .token_ids = Tensor::from_vector(ids).to(device),
       .positions = index,
       .slots = index,
-      .attention = {.query_start = Tensor::from_vector<int32_t>({0, static_cast<int32_t>(tokens)}),
-                    .context_len = Tensor::from_vector<int32_t>({static_cast<int32_t>(tokens)}),
-                    .block_table = Tensor::from_vector<int32_t>({0}, {1, 1}),
+      .attention = {.query_start =
+                        Tensor::from_vector<int32_t>({0, static_cast<int32_t>(tokens)}).to(device),
+                    .context_len =
+                        Tensor::from_vector<int32_t>({static_cast<int32_t>(tokens)}).to(device),
+                    .block_table = Tensor::from_vector<int32_t>({0}, {1, 1}).to(device),
                     .max_query_len = tokens,
                     .max_context_len = tokens},
       .logit_rows = index};

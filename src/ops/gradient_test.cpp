@@ -11,9 +11,10 @@
 namespace reft {
 namespace {
 
-const bool covered = cover_ops({"rms_norm_backward", "gated_activation_backward",
-                                "soft_cap_backward", "scatter_add_rows", "linear_input_backward",
-                                "linear_weight_backward", "column_sums", "cross_entropy"});
+const bool covered =
+    cover_ops({"rms_norm_backward", "add_rms_norm_backward", "gated_activation_backward",
+               "soft_cap_backward", "scatter_add_rows", "linear_input_backward",
+               "linear_weight_backward", "column_sums", "cross_entropy"});
 
 constexpr float kEps = 0.05f;  // large: with a row of one value the gradient is eps's alone
 
@@ -34,7 +35,8 @@ const NormKind kKinds[] = {NormKind::kPlain, NormKind::kFloat, NormKind::kOnePlu
 
 TEST(Gradient, RmsNorm) {
   for (const NormKind kind : kKinds) {
-    for (const auto& [rows, dim] : {std::pair(1, 1), {3, 5}, {0, 8}, {2, 64}, {130, 33}}) {
+    for (const auto& [rows, dim] :
+         {std::pair(1, 1), {3, 5}, {0, 8}, {2, 64}, {130, 33}, {3, 520}}) {
       check_gradients(
           {.what = fmt::format("rms_norm {}x{}", rows, dim),
            .inputs = {random_values({rows, dim}, 1), random_values({dim}, 2, 0.5f, 1.0f)},
@@ -52,7 +54,7 @@ TEST(Gradient, RmsNorm) {
 // The residual goes on: y and residual · norm(…) both reach the loss.
 TEST(Gradient, AddRmsNorm) {
   for (const NormKind kind : kKinds) {
-    for (const auto& [rows, dim] : {std::pair(1, 1), {3, 5}, {0, 8}, {2, 64}, {70, 33}}) {
+    for (const auto& [rows, dim] : {std::pair(1, 1), {3, 5}, {0, 8}, {2, 64}, {70, 33}, {3, 520}}) {
       check_gradients({.what = fmt::format("add_rms_norm {}x{}", rows, dim),
                        .inputs = {random_values({rows, dim}, 1), random_values({rows, dim}, 2),
                                   random_values({dim}, 3, 0.5f, 1.0f)},
@@ -69,7 +71,9 @@ TEST(Gradient, AddRmsNorm) {
                              const Doubles y = norm_oracle(sum, in[2], kind);
                              for (size_t i = 0; i < sum.size(); ++i) sum[i] += y[i];
                              return norm_oracle(sum, in[2], kind);
-                           }});
+                           },
+                       // two sums, two results, and the gradients of both
+                       .roundings = 8});
     }
   }
 }
@@ -109,7 +113,7 @@ double activate(double x, Activation activation) {
 TEST(Gradient, GatedActivation) {
   for (const Activation activation :
        {Activation::kSilu, Activation::kGeluTanh, Activation::kGeluErf, Activation::kRelu}) {
-    for (const auto& [rows, half] : {std::pair(1, 1), {3, 5}, {0, 8}, {2, 64}, {9, 47}}) {
+    for (const auto& [rows, half] : {std::pair(1, 1), {3, 5}, {0, 8}, {2, 64}, {9, 47}, {3, 96}}) {
       const auto f = static_cast<size_t>(half);
       check_gradients(
           {.what = fmt::format("activation {} {}x{}", static_cast<int>(activation), rows, half),
@@ -129,15 +133,18 @@ TEST(Gradient, GatedActivation) {
 }
 
 TEST(Gradient, GatedActivationOfExtremeGatesIsFinite) {
-  for (const Activation activation :
-       {Activation::kSilu, Activation::kGeluTanh, Activation::kGeluErf, Activation::kRelu}) {
-    const Tensor x = Tensor::from_vector<float>({-1e4f, 1e4f, 0.0f, 1.0f, 1.0f, 1.0f}, {1, 6});
-    const Tensor dx = Tensor::zeros({1, 6}, DType::kF32);
-    Tape tape;
-    tape.watch(x, dx);
-    tape.backward(gated_activation(x, activation), Tensor::from_vector<float>({1, 1, 1}, {1, 3}));
-    EXPECT_EQ(dx.data<float>()[0], 0) << static_cast<int>(activation);
-    EXPECT_EQ(dx.data<float>()[1], 1) << static_cast<int>(activation);
+  const Tensor values = Tensor::from_vector<float>({-1e4f, 1e4f, 0.0f, 1.0f, 1.0f, 1.0f}, {1, 6});
+  for (const Device device : test_devices()) {
+    for (const Activation activation :
+         {Activation::kSilu, Activation::kGeluTanh, Activation::kGeluErf, Activation::kRelu}) {
+      const Tensor x = values.to(device), dx = Tensor::zeros({1, 6}, DType::kF32, device);
+      Tape tape;
+      tape.watch(x, dx);
+      tape.backward(gated_activation(x, activation),
+                    Tensor::from_vector<float>({1, 1, 1}, {1, 3}).to(device));
+      EXPECT_EQ(doubles(dx)[0], 0) << static_cast<int>(activation);
+      EXPECT_EQ(doubles(dx)[1], 1) << static_cast<int>(activation);
+    }
   }
 }
 
@@ -156,7 +163,8 @@ TEST(Gradient, SoftCap) {
                            Doubles y = in[0];
                            for (double& v : y) v = 3 * std::tanh(v / 3);
                            return y;
-                         }});
+                         },
+                     .dtypes = {DType::kF32}});  // logits
   }
 }
 
@@ -172,14 +180,18 @@ TEST(Gradient, EmbeddingAndGatherRows) {
       return y;
     };
     const Tensor index = Tensor::from_vector(ids);
-    check_gradients(
-        {.what = "embedding",
-         .inputs = {random_values({5, dim}, 1)},
-         .op = [&](auto& in) { return embedding(index, Weight::from(in[0]), DType::kF32, 2.5f); },
-         .oracle = [&](auto& in) { return rows_of(in[0], 2.5); }});
+    check_gradients({.what = "embedding",
+                     .inputs = {random_values({5, dim}, 1)},
+                     .op =
+                         [&](auto& in) {
+                           return embedding(beside(index, in[0]), Weight::from(in[0]),
+                                            in[0].dtype(), 2.5f);
+                         },
+                     .oracle = [&](auto& in) { return rows_of(in[0], 2.5); },
+                     .weights = {0}});
     check_gradients({.what = "gather_rows",
                      .inputs = {random_values({5, dim}, 1)},
-                     .op = [&](auto& in) { return gather_rows(in[0], index); },
+                     .op = [&](auto& in) { return gather_rows(in[0], beside(index, in[0])); },
                      .oracle = [&](auto& in) { return rows_of(in[0], 1.0); }});
   }
 }
@@ -226,7 +238,8 @@ TEST(Gradient, Linear) {
                  for (size_t i = 0; i < y.size() && with_bias; ++i)
                    y[i] += in[2][i % static_cast<size_t>(c.n)];
                  return y;
-               }});
+               },
+           .weights = {1}});
     }
   }
 }
@@ -238,7 +251,7 @@ TEST(Gradient, LinearIntoColumns) {
        .inputs = {random_values({4, 6}, 1), random_values({3, 6}, 2), random_values({2, 6}, 3)},
        .op =
            [](auto& in) {
-             const Tensor y = Tensor::empty({4, 5}, DType::kF32);
+             const Tensor y = Tensor::empty({4, 5}, in[0].dtype(), in[0].device());
              Tensor left = y.columns(0, 3), right = y.columns(3, 5);
              linear_into(left, in[0], Weight::from(in[1]), {});
              linear_into(right, in[0], Weight::from(in[2]), {});
@@ -249,7 +262,8 @@ TEST(Gradient, LinearIntoColumns) {
              Doubles both = in[1];
              both.insert(both.end(), in[2].begin(), in[2].end());
              return product(in[0], both, 6);
-           }});
+           },
+       .weights = {1, 2}});
 }
 
 // Frozen weights of other formats hand the gradient on: against the same values in float32.
@@ -334,10 +348,11 @@ TEST(Gradient, LinearCrossEntropy) {
                .op =
                    [&](auto& in) {
                      return linear_cross_entropy(in[0], Weight::from(in[1]),
-                                                 Tensor::from_vector(labels),
+                                                 beside(Tensor::from_vector(labels), in[0]),
                                                  {cap, chunk, in_backward});
                    },
-               .oracle = [&](auto& in) { return loss_oracle(in, labels, 5, cap); }});
+               .oracle = [&](auto& in) { return loss_oracle(in, labels, 5, cap); },
+               .weights = {1}});
         }
       }
     }
@@ -349,15 +364,19 @@ TEST(LinearCrossEntropy, LossesMatchTheOracleBeforeOrAfterBackward) {
   const std::vector<int32_t> labels = {49, -100, 0};
   const Doubles want = loss_oracle({doubles(x), doubles(w)}, labels, 20, 0);
   const Tensor index = Tensor::from_vector(labels);
-  expect_close(linear_cross_entropy(x, Weight::from(w), index), want, 1e-6, "no tape");
-  for (const bool in_backward : {false, true}) {
-    Tape tape;
-    const Tensor dx = Tensor::zeros({3, 20}, DType::kF32);
-    tape.watch(x, dx);
-    const Tensor losses = linear_cross_entropy(x, Weight::from(w), index, {0, 2, in_backward});
-    if (!in_backward) expect_close(losses, want, 1e-6, "before backward");
-    tape.backward(losses, Tensor::from_vector<float>({1, 1, 1}));
-    expect_close(losses, want, 1e-6, "after backward");
+  for (const Device device : test_devices()) {
+    const Tensor here = x.to(device), to = index.to(device);
+    const Weight weight = Weight::from(w.to(device));
+    expect_close(linear_cross_entropy(here, weight, to), want, 1e-6, "no tape");
+    for (const bool in_backward : {false, true}) {
+      Tape tape;
+      const Tensor dx = Tensor::zeros({3, 20}, DType::kF32, device);
+      tape.watch(here, dx);
+      const Tensor losses = linear_cross_entropy(here, weight, to, {0, 2, in_backward});
+      if (!in_backward) expect_close(losses, want, 1e-6, "before backward");
+      tape.backward(losses, Tensor::from_vector<float>({1, 1, 1}).to(device));
+      expect_close(losses, want, 1e-6, "after backward");
+    }
   }
   EXPECT_THROW(linear_cross_entropy(x, Weight::from(w), Tensor::from_vector<int32_t>({50, 0, 0})),
                Error);
@@ -368,9 +387,11 @@ TEST(LinearCrossEntropy, LossesMatchTheOracleBeforeOrAfterBackward) {
 TEST(LinearCrossEntropy, ExtremeLogitsAreExact) {
   const Tensor x = Tensor::from_vector<float>({1e4f, -1e4f}, {2, 1});
   const Tensor w = Tensor::from_vector<float>({1, -1}, {2, 1});
-  const Tensor losses =
-      linear_cross_entropy(x, Weight::from(w), Tensor::from_vector<int32_t>({0, 0}));
-  EXPECT_EQ(losses.to_vector<float>(), (std::vector<float>{0, 2e4f}));
+  for (const Device device : test_devices()) {
+    const Tensor losses = linear_cross_entropy(x.to(device), Weight::from(w.to(device)),
+                                               Tensor::from_vector<int32_t>({0, 0}).to(device));
+    EXPECT_EQ(losses.to_vector<float>(), (std::vector<float>{0, 2e4f}));
+  }
 }
 
 }  // namespace

@@ -12,6 +12,9 @@ constinit Kernel<void(Tensor&, const Tensor&)> add_into_kernel{"add_into"};
 constinit Kernel<void(const GradientSlot&, const GradientSlot&, const Tensor&, const Tensor&,
                       const Tensor&, float, NormKind)>
     rms_norm_backward_kernel{"rms_norm_backward"};
+constinit Kernel<void(const GradientSlot&, const GradientSlot&, const GradientSlot&, const Tensor&,
+                      const Tensor&, const Tensor&, const Tensor&, float, NormKind)>
+    add_rms_norm_backward_kernel{"add_rms_norm_backward"};
 
 namespace {
 
@@ -35,6 +38,12 @@ void check_pair(const char* op, const Tensor& a, const Tensor& b) {
 void add_rms_norm_backward(Tape::Gradients& g, const Tensor& sum, const Tensor& weight, float eps,
                            NormKind kind) {
   const Tensor &dy = g.output(0), &dsum = g.output(1);
+  if (dy.defined() && add_rms_norm_backward_kernel.has(sum.device().type)) {
+    const GradientSlot dresidual = g.input(0), dx = g.input(1), dweight = g.input(2);
+    add_rms_norm_backward_kernel(sum.device(), dresidual, dx, dweight, dy, dsum, sum, weight, eps,
+                                 kind);
+    return;
+  }
   Tensor total = dsum;
   if (dy.defined()) {
     GradientSlot of_norm;

@@ -30,6 +30,13 @@ Tensor add_rms_norm(Tensor& residual, const Tensor& x, const Tensor& weight, flo
 extern Kernel<void(Tensor& y, Tensor& residual, const Tensor& x, const Tensor& weight, float eps,
                    NormKind kind)>
     add_rms_norm_kernel;
+// dresidual and dx both get dsum (undefined: 0), what comes along the residual stream, plus the
+// norm's gradient of `sum`, the residual after the addition. Where a backend has none, it is
+// composed of rms_norm_backward and additions.
+extern Kernel<void(const GradientSlot& dresidual, const GradientSlot& dx,
+                   const GradientSlot& dweight, const Tensor& dy, const Tensor& dsum,
+                   const Tensor& sum, const Tensor& weight, float eps, NormKind kind)>
+    add_rms_norm_backward_kernel;
 
 // a += b, element by element. Same shape, contiguous. In place; while a tape is the thread's, `a`
 // becomes a new tensor.

@@ -64,7 +64,7 @@ void expect_golden(const std::string& name, const KernelSlot& slot, Step make_st
       Tensor value = golden.start, master;
       if (with_master) {
         master = golden.start;
-        value = golden.start.to(DType::kBF16);
+        value = golden.start.to(kCpuDevice).to(DType::kBF16).to(device);
       }
       auto step = make_step(golden.start);
       for (int i = 0; i < static_cast<int>(golden.grads.size()); ++i) {
@@ -73,7 +73,7 @@ void expect_golden(const std::string& name, const KernelSlot& slot, Step make_st
         expect_close(with_master ? master : value, golden.after(name, i + 1), 1e-6,
                      fmt::format("{} step {} master {}", name, i + 1, with_master));
         if (with_master) {
-          EXPECT_EQ(doubles(value), doubles(master.to(DType::kBF16)));
+          EXPECT_EQ(doubles(value), doubles(master.to(kCpuDevice).to(DType::kBF16)));
         }
       }
     }
@@ -219,6 +219,22 @@ TEST(AdamW, SameBitsWithAnyNumberOfThreadsAndOtherBitsWithAnotherSeed) {
     EXPECT_TRUE(run(kCpuDevice, kCount, 5) == one);
     EXPECT_FALSE(run(kCpuDevice, kCount, 6) == one);
     set_compute_threads(0);
+  }
+}
+
+// Up to a last bit of the arithmetic, which seldom shows after rounding: a run goes on elsewhere.
+TEST(AdamW, DevicesDrawTheSameRandomNumbers) {
+  constexpr int64_t kCount = 50'001;
+  for (const Device device : devices_with(adamw_kernel)) {
+    const Trajectory here = run_adamw(device, kCount, 5), want = run_adamw(kCpuDevice, kCount, 5);
+    const auto differing = [](const std::vector<double>& a, const std::vector<double>& b) {
+      int64_t count = 0;
+      for (size_t i = 0; i < a.size(); ++i) count += a[i] != b[i];
+      return count;
+    };
+    EXPECT_LT(differing(here.value, want.value), kCount / 50);
+    EXPECT_LT(differing(here.m, want.m), kCount / 50);
+    EXPECT_LT(differing(here.v, want.v), kCount / 50);
   }
 }
 

@@ -20,10 +20,10 @@ struct PackedCase {
 
   int64_t tokens() const { return std::accumulate(lengths.begin(), lengths.end(), extra); }
   int64_t width() const { return (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim; }
-  AttentionBatch batch() const {
+  AttentionBatch batch(Device device = kCpuDevice) const {
     std::vector<int32_t> start = {0};
     for (const int32_t length : lengths) start.push_back(start.back() + length);
-    return {.query_start = Tensor::from_vector(start)};
+    return {.query_start = Tensor::from_vector(start).to(device)};
   }
   std::string str() const {
     return fmt::format("lengths {} heads {}/{}x{} window {} cap {} sinks {}",
@@ -84,13 +84,23 @@ AttentionArgs with_sinks(const PackedCase& c, const Tensor& sinks) {
   return args;
 }
 
+// Weights and result are rounded; the result is a mean of values of about 1.
+double attention_tolerance(DType dtype) {
+  return dtype == DType::kF32 ? 4e-6 : 2 * 2 * unit_roundoff(dtype);
+}
+
 TEST(PackedAttention, MatchesOracle) {
-  for (const PackedCase& c : kCases) {
-    const Tensor qkv = random_values({c.tokens(), c.width()}, 1);
-    const Tensor sinks = random_values({c.heads.num_heads}, 2);
-    expect_close(packed_attention(qkv, c.heads, c.batch(), with_sinks(c, sinks)),
-                 attention_oracle(c, doubles(qkv), c.sinks ? doubles(sinks) : Doubles()), 4e-6,
-                 c.str());
+  for (const Device device : test_devices()) {
+    for (const DType dtype : activation_dtypes(device)) {
+      for (const PackedCase& c : kCases) {
+        const Tensor qkv = random_values({c.tokens(), c.width()}, 1).to(dtype);
+        const Tensor sinks = random_values({c.heads.num_heads}, 2);
+        expect_close(packed_attention(qkv.to(device), c.heads, c.batch(device),
+                                      with_sinks(c, sinks.to(device))),
+                     attention_oracle(c, doubles(qkv), c.sinks ? doubles(sinks) : Doubles()),
+                     attention_tolerance(dtype), c.str() + dtype_name(dtype));
+      }
+    }
   }
 }
 
@@ -104,28 +114,181 @@ TEST(Gradient, PackedAttention) {
          .inputs = inputs,
          .op =
              [&](auto& in) {
-               return packed_attention(in[0], c.heads, c.batch(), with_sinks(c, in.back()));
+               return packed_attention(in[0], c.heads, c.batch(in[0].device()),
+                                       with_sinks(c, in.back()));
              },
          .oracle =
-             [&](auto& in) { return attention_oracle(c, in[0], c.sinks ? in[1] : Doubles()); }});
+             [&](auto& in) { return attention_oracle(c, in[0], c.sinks ? in[1] : Doubles()); },
+         // the result, the weights, the gradients of the scores, and the gradient
+         .roundings = 4});
+  }
+}
+
+struct AttentionGradients {
+  Doubles qkv, sinks;
+};
+
+// The same gradients by the formulas, which unlike differences are quick enough for long documents.
+AttentionGradients attention_gradients(const PackedCase& c, const Doubles& qkv,
+                                       const Doubles& sinks, const Doubles& dout) {
+  const auto [heads, kv_heads, dims] = c.heads;
+  AttentionGradients g{Doubles(qkv.size()), Doubles(sinks.size())};
+  int64_t start = 0;
+  for (const int32_t length : c.lengths) {
+    for (int64_t t = 0; t < length; ++t) {
+      for (int64_t h = 0; h < heads; ++h) {
+        const int64_t first = c.args.window > 0 ? std::max<int64_t>(0, t - c.args.window + 1) : 0;
+        const auto place = [&](int64_t token, int64_t head) {
+          return static_cast<size_t>((start + token) * c.width() + head * dims);
+        };
+        const int64_t key_head = heads + h / (heads / kv_heads);
+        const size_t q = place(t, h);
+        const double* d = &dout[static_cast<size_t>(((start + t) * heads + h) * dims)];
+        const auto count = static_cast<size_t>(t - first + 1);
+        Doubles p(count), dp(count), bend(count, 1.0);
+        double sum = sinks.empty() ? 0 : std::exp(sinks[static_cast<size_t>(h)]), delta = 0;
+        for (size_t i = 0; i < count; ++i) {
+          const size_t k = place(first + static_cast<int64_t>(i), key_head);
+          const size_t v = k + static_cast<size_t>(kv_heads * dims);
+          double score = 0;
+          for (size_t e = 0; e < static_cast<size_t>(dims); ++e) {
+            score += qkv[q + e] * qkv[k + e];
+            dp[i] += d[e] * qkv[v + e];
+          }
+          score *= c.args.scale;
+          if (const double cap = c.args.soft_cap; cap > 0) {
+            const double bent = std::tanh(score / cap);
+            score = cap * bent;
+            bend[i] = 1 - bent * bent;
+          }
+          p[i] = std::exp(score);
+          sum += p[i];
+        }
+        for (size_t i = 0; i < count; ++i) delta += (p[i] /= sum) * dp[i];
+        if (!sinks.empty()) {
+          const auto head = static_cast<size_t>(h);
+          g.sinks[head] -= std::exp(sinks[head]) / sum * delta;
+        }
+        for (size_t i = 0; i < count; ++i) {
+          const size_t k = place(first + static_cast<int64_t>(i), key_head);
+          const size_t v = k + static_cast<size_t>(kv_heads * dims);
+          const double ds = p[i] * (dp[i] - delta) * bend[i] * c.args.scale;
+          for (size_t e = 0; e < static_cast<size_t>(dims); ++e) {
+            g.qkv[q + e] += ds * qkv[k + e];
+            g.qkv[k + e] += ds * qkv[q + e];
+            g.qkv[v + e] += p[i] * d[e];
+          }
+        }
+      }
+    }
+    start += length;
+  }
+  return g;
+}
+
+// Documents of several tiles of keys and queries, in every form that a device has for head dims.
+const std::vector<PackedCase> kLongCases = {
+    {{300}, {2, 1, 64}, {.scale = 0.125f}},
+    {{129, 70, 1, 64, 128}, {4, 2, 64}, {.scale = 0.125f}, false, 5},
+    {{200, 33}, {2, 2, 80}, {.scale = 0.11f}},
+    {{150}, {3, 1, 96}, {.scale = 0.1f, .window = 40}},
+    {{517}, {4, 2, 128}, {.scale = 0.09f}},
+    {{260, 140}, {2, 1, 128}, {.scale = 0.09f, .window = 100}, true},
+    {{190}, {2, 1, 128}, {.scale = 0.2f, .soft_cap = 3.0f}, true},
+    {{5, 250}, {2, 1, 256}, {.scale = 0.06f, .soft_cap = 5.0f, .window = 130}},
+    {{210}, {4, 4, 256}, {.scale = 0.06f}},
+};
+
+TEST(PackedAttention, LongDocumentsMatchTheFormulas) {
+  for (const PackedCase& c : kLongCases) {
+    for (const Device device : test_devices()) {
+      for (const DType dtype : activation_dtypes(device)) {
+        const std::string what = fmt::format("{} {} {}", c.str(), device, dtype_name(dtype));
+        const Tensor qkv = random_values({c.tokens(), c.width()}, 1).to(dtype);
+        const Tensor sinks = random_values({c.heads.num_heads}, 2);
+        const Tensor here = qkv.to(device), sinks_here = sinks.to(device);
+        const Tensor dqkv = Tensor::zeros(qkv.shape(), dtype, device);
+        const Tensor dsinks = Tensor::zeros(sinks.shape(), DType::kF32, device);
+        const Doubles exact_sinks = c.sinks ? doubles(sinks) : Doubles();
+        std::vector<float> before;
+        for (int run = 0; run < 2; ++run) {
+          dqkv.fill_zero();
+          dsinks.fill_zero();
+          Tape tape;
+          tape.watch(here, dqkv);
+          if (c.sinks) tape.watch(sinks_here, dsinks);
+          const Tensor out =
+              packed_attention(here, c.heads, c.batch(device), with_sinks(c, sinks_here));
+          const Tensor seed = random_values(out.shape(), 5).to(dtype);
+          tape.backward(out, seed.to(device));
+          const std::vector<float> gradient =
+              dqkv.to(kCpuDevice).to(DType::kF32).to_vector<float>();
+          if (run > 0) {
+            ASSERT_EQ(gradient, before) << what << ", again";
+            break;
+          }
+          before = gradient;
+          expect_close(out, attention_oracle(c, doubles(qkv), exact_sinks),
+                       attention_tolerance(dtype), what);
+          const AttentionGradients want =
+              attention_gradients(c, doubles(qkv), exact_sinks, doubles(seed));
+          const auto largest = [](const Doubles& values) {
+            double most = 1e-30;
+            for (const double v : values) most = std::max(most, std::abs(v));
+            return most;
+          };
+          // The result, the weights, the gradients of the scores, and the gradient are rounded.
+          const double tolerance = dtype == DType::kF32 ? 1e-5 : 2 * 4 * unit_roundoff(dtype);
+          expect_close(dqkv, want.qkv, tolerance, what + ", dqkv", largest(want.qkv));
+          if (c.sinks)
+            expect_close(dsinks, want.sinks, tolerance, what + ", dsinks", largest(want.sinks));
+        }
+      }
+    }
+  }
+}
+
+TEST(PackedAttention, FormulasOfTheTestMatchDifferences) {
+  for (const PackedCase& c : kCases) {
+    Doubles qkv = doubles(random_values({c.tokens(), c.width()}, 1));
+    const Doubles sinks = c.sinks ? doubles(random_values({c.heads.num_heads}, 2)) : Doubles();
+    const Doubles dout =
+        doubles(random_values({c.tokens(), c.heads.num_heads * c.heads.head_dim}, 3));
+    const auto loss = [&] {
+      const Doubles y = attention_oracle(c, qkv, sinks);
+      return std::inner_product(y.begin(), y.end(), dout.begin(), 0.0);
+    };
+    const AttentionGradients g = attention_gradients(c, qkv, sinks, dout);
+    for (size_t i = 0; i < qkv.size(); i += 1 + qkv.size() / 50) {
+      const double at = std::exchange(qkv[i], qkv[i] + 1e-5), above = (loss());
+      qkv[i] = at - 1e-5;
+      EXPECT_NEAR(g.qkv[i], (above - loss()) / 2e-5, 1e-6) << c.str() << " [" << i << "]";
+      qkv[i] = at;
+    }
   }
 }
 
 // What one document holds changes no bit of another's results and gradients.
 TEST(PackedAttention, DocumentsDoNotTouch) {
-  const PackedCase c{{37, 150, 20}, {6, 2, 16}, {.scale = 0.25f}};
-  const auto run = [&](float change) {
-    const Tensor qkv = random_values({c.tokens(), c.width()}, 1);
-    for (int64_t i = 0; i < 37 * c.width(); ++i) qkv.data<float>()[i] *= change;
-    const Tensor dqkv = Tensor::zeros(qkv.shape(), DType::kF32);
-    Tape tape;
-    tape.watch(qkv, dqkv);
-    const Tensor out = packed_attention(qkv, c.heads, c.batch(), c.args);
-    tape.backward(out, random_values(out.shape(), 5));
-    return std::pair(out.rows(37, c.tokens()).to_vector<float>(),
-                     dqkv.rows(37, c.tokens()).to_vector<float>());
-  };
-  EXPECT_EQ(run(1.0f), run(3.0f));
+  for (const Device device : test_devices()) {
+    for (const DType dtype : activation_dtypes(device)) {
+      for (const int64_t dims : {16, 64, 128}) {
+        const PackedCase c{{37, 150, 20}, {6, 2, dims}, {.scale = 0.1f}};
+        const auto run = [&](float change) {
+          const Tensor values = random_values({c.tokens(), c.width()}, 1);
+          for (int64_t i = 0; i < 37 * c.width(); ++i) values.data<float>()[i] *= change;
+          const Tensor qkv = values.to(dtype).to(device);
+          const Tensor dqkv = Tensor::zeros(qkv.shape(), dtype, device);
+          Tape tape;
+          tape.watch(qkv, dqkv);
+          const Tensor out = packed_attention(qkv, c.heads, c.batch(device), c.args);
+          tape.backward(out, random_values(out.shape(), 5).to(dtype).to(device));
+          return std::pair(doubles(out.rows(37, c.tokens())), doubles(dqkv.rows(37, c.tokens())));
+        };
+        EXPECT_EQ(run(1.0f), run(3.0f)) << dims << " " << dtype_name(dtype);
+      }
+    }
+  }
 }
 
 struct RopeCase {
@@ -174,9 +337,13 @@ TEST(Gradient, QkNormRope) {
                             {{2, 2, 34}, 34, false, true, true, NormKind::kOnePlus},
                             {{2, 1, 8}, 4, true, true, false, NormKind::kPlain},
                             {{2, 1, 8}, 8, true, false, true, NormKind::kPlain},
-                            {{2, 1, 8}, 0, false, false, false, NormKind::kPlain}}) {
+                            {{2, 1, 8}, 0, false, false, false, NormKind::kPlain},
+                            {{2, 1, 64}, 64, false, true, true, NormKind::kPlain},
+                            {{1, 1, 128}, 128, false, true, false, NormKind::kOnePlus},
+                            {{1, 1, 256}, 256, false, false, true, NormKind::kPlain}}) {
     for (const std::vector<int32_t>& positions :
          {std::vector<int32_t>{}, {4}, std::vector<int32_t>(70, 3), {0, 1, 2, 0, 1}}) {
+      if (c.heads.head_dim >= 64 && positions.size() > 5) continue;  // differences take long
       const auto tokens = static_cast<int64_t>(positions.size());
       const int64_t dims = c.heads.head_dim;
       const Tensor table = random_values({5, c.rotary}, 9);
@@ -188,10 +355,10 @@ TEST(Gradient, QkNormRope) {
       if (c.k_norm) inputs.push_back(random_values({dims}, 3, 0.5f, 1.0f));
       const auto op = [&](std::vector<Tensor>& in) {
         QkNormRopeArgs args{.eps = kEps, .kind = c.kind, .interleaved = c.interleaved};
-        if (c.rotary > 0) args.cos_sin = table;
+        if (c.rotary > 0) args.cos_sin = beside(table, in[0]);
         if (c.q_norm) args.q_weight = in[1];
         if (c.k_norm) args.k_weight = in.back();
-        return qk_norm_rope(in[0], index, c.heads, args);
+        return qk_norm_rope(in[0], beside(index, in[0]), c.heads, args);
       };
       const auto oracle = [&](const std::vector<Doubles>& in) {
         return rope_oracle(c, positions, doubles(table), kEps, in);

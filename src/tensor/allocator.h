@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "tensor/storage.h"
 
@@ -30,7 +31,10 @@ class Allocator {
   virtual void trim() = 0;
   virtual MemoryUse use() const = 0;
   virtual DeviceMemory device_memory() const = 0;
-  // Copies between this device and the host or within the device, ordered with the ops on it.
+  // What the driver calls the device ("NVIDIA H100 80GB HBM3"); empty: it has no name.
+  virtual std::string name() const { return {}; }
+  // Copies between this device and the host or within the device, ordered with the ops on it. Host
+  // memory may be changed, and what was copied to it read, when it returns.
   virtual void copy(void* to, const void* from, size_t bytes, Device to_device,
                     Device from_device) = 0;
   virtual void fill_zero(void* to, size_t bytes) = 0;

@@ -111,9 +111,10 @@ std::vector<MemoryRow> estimate_memory(const MemoryModel& m, const MemoryOptions
                               m.layers, kept, recompute_name(o.recompute))});
   rows.push_back({"their gradients", b * tokens * (2 * m.hidden + 4 * m.intermediate),
                   fmt::format("{} tokens", tokens)});
-  const int64_t chunk = std::min(tokens, o.loss_chunk);
+  const int64_t fitting = o.loss_chunk_bytes / 4 / std::max<int64_t>(m.vocab, 1);
+  const int64_t chunk = std::min(tokens, std::max<int64_t>(fitting, 1));
   rows.push_back(
-      {"logits", 8 * chunk * m.vocab, fmt::format("8 B x {} tokens x {}", chunk, m.vocab)});
+      {"logits", 4 * chunk * m.vocab, fmt::format("4 B x {} tokens x {}", chunk, m.vocab)});
   return rows;
 }
 

@@ -40,8 +40,8 @@ struct MemoryOptions {
   int64_t batch_size = 1;     // sequences of a micro-batch
   int64_t cutoff_len = 2048;  // tokens of a sequence
   Recompute recompute = Recompute::kNone;
-  int64_t activation_bytes = 2;  // per value: 2 on CUDA, 4 on the CPU
-  int64_t loss_chunk = 1024;     // tokens whose logits exist at once
+  int64_t activation_bytes = 2;          // per value: 2 on CUDA, 4 on the CPU
+  int64_t loss_chunk_bytes = 256 << 20;  // of logits that exist at once, see loss_chunk_bytes()
 };
 
 struct MemoryRow {
@@ -59,7 +59,7 @@ struct MemoryRow {
 //   activations          b T layers (4 D + (2 H + 2 Hk) Dh + 3 F, with q/k norms + (H + Hk) Dh);
 //                        full: b T layers D and one block as with none
 //   gradients of activations   b T (2 D + 4 F)
-//   logits               8 min(T, loss_chunk) V: float32, and their gradient
+//   logits               4 min(T, the tokens of a chunk) V: float32, their gradient over them
 std::vector<MemoryRow> estimate_memory(const MemoryModel& model, const MemoryOptions& options);
 int64_t total_bytes(const std::vector<MemoryRow>& rows);
 

@@ -73,10 +73,10 @@ TEST(MemoryEstimate, ActivationsPerToken) {
   };
   EXPECT_NEAR(per_token(Recompute::kNone), 1.26, 0.01);
   EXPECT_NEAR(per_token(Recompute::kFull), 0.057 + 1.26 / 28, 0.001);
-  MemoryOptions o{.loss_chunk = 100};
-  EXPECT_EQ(row(estimate_memory(qwen3(), o), "logits"), 8 * 100 * 151'936);
+  MemoryOptions o{.loss_chunk_bytes = 4 * 100 * 151'936};
+  EXPECT_EQ(row(estimate_memory(qwen3(), o), "logits"), 4 * 100 * 151'936);
   o.cutoff_len = 64;
-  EXPECT_EQ(row(estimate_memory(qwen3(), o), "logits"), 8 * 64 * 151'936);
+  EXPECT_EQ(row(estimate_memory(qwen3(), o), "logits"), 4 * 64 * 151'936);
 }
 
 TEST(MemoryEstimate, LoraNeedsStatesForTheAdapterOnly) {

@@ -88,7 +88,7 @@ Optimizer::State Optimizer::make_state(const TrainParameter& p) const {
     return Tensor::zeros(p.value.shape(), dtype, p.value.device());
   };
   if (options_.master_weights && p.value.dtype() == DType::kBF16) {
-    state.master = p.value.to(DType::kF32);
+    state.master = p.value.to(kCpuDevice).to(DType::kF32).to(p.value.device());
   }
   switch (state.rule) {
     case Rule::kAdam:

@@ -31,7 +31,9 @@ double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
 }
 
-int64_t peak_memory() {
+// The most that this process has taken of the device's memory.
+int64_t peak_memory(Device device) {
+  if (device != kCpuDevice) return allocator_for(device).use().peak;
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   return static_cast<int64_t>(usage.ru_maxrss) * 1024;
@@ -47,18 +49,19 @@ struct ModelBatch {
   Batch batch;
   Tensor labels;
 
-  explicit ModelBatch(const TrainBatch& b) {
+  ModelBatch(const TrainBatch& b, Device device) {
     std::vector<int32_t> rows, targets;
     for (size_t i = 0; i < b.labels.size(); ++i) {
       if (b.labels[i] == kIgnored) continue;
       rows.push_back(static_cast<int32_t>(i));
       targets.push_back(b.labels[i]);
     }
-    batch.token_ids = Tensor::from_vector(b.token_ids);
-    batch.positions = Tensor::from_vector(b.positions);
-    batch.attention.query_start = Tensor::from_vector(b.sequence_start);
-    batch.logit_rows = Tensor::from_vector(rows);
-    labels = Tensor::from_vector(targets);
+    batch.token_ids = Tensor::from_vector(b.token_ids).to(device);
+    batch.positions = Tensor::from_vector(b.positions).to(device);
+    batch.attention.query_start = Tensor::from_vector(b.sequence_start).to(device);
+    batch.attention.max_query_len = b.max_sequence_len;
+    batch.logit_rows = Tensor::from_vector(rows).to(device);
+    labels = Tensor::from_vector(targets).to(device);
   }
 };
 
@@ -141,6 +144,7 @@ class Trainer {
   void count_steps();
   void restore();
   void accumulate(const TrainBatch& batch);
+  void settle_losses();
   void trim_memory();
   void finish_step();
   void evaluate();
@@ -172,6 +176,7 @@ class Trainer {
   int64_t saved_step_ = -1;       // of a checkpoint between two steps
   int64_t tested_step_ = -1;
   Window window_;
+  std::vector<Tensor> losses_;  // of micro-batches that are not in window_.loss yet
   Clock::time_point step_begin_;
 };
 
@@ -200,6 +205,7 @@ Trainer::Trainer(const TrainerOptions& options, const std::function<bool()>& sho
       .total_steps = total_steps_,
       .total_epochs = epoch_batches_ > 0 ? options.epochs : 0,
       .log_every = options.log_every,
+      .peak_flops = peak_flops(allocator_for(options.device).name(), model_.compute_dtype),
       .flops_formula = flops_formula(flops_),
       .quiet = options.quiet,
   });
@@ -217,11 +223,14 @@ std::optional<std::string> Trainer::start_point() const {
 }
 
 void Trainer::load() {
+  if (options_.device != kCpuDevice)
+    log_info("train", "Training on {}: {}", options_.device, allocator_for(options_.device).name());
   const bool random = !resumed_ && !options_.load_pretrained;
   const std::string path = resumed_.value_or(options_.model_path);
   check(random || resumed_ || !lacks_weights(path),
         "'{}' has no weights: --no-load_pretrained begins with random ones", path);
-  LoadOptions load{.load_format = random ? "dummy" : "auto",
+  LoadOptions load{.device = options_.device,
+                   .load_format = random ? "dummy" : "auto",
                    .seed = options_.loader.mix.seed,
                    .max_model_len = options_.encoder.cutoff_len,
                    .quiet = options_.quiet};
@@ -239,6 +248,7 @@ void Trainer::load() {
   described->visit(
       [&](const std::string& name, Parameter& p) { p.trainable = load.trainable(name); });
 
+  const bool on_cpu = options_.device == kCpuDevice;
   const MemoryOptions plan{.trainable_dtype = dtype,
                            .optimizer = options_.optimizer.kind,
                            .master_weights = options_.optimizer.master_weights,
@@ -246,9 +256,12 @@ void Trainer::load() {
                            .batch_size = options_.loader.batch_size,
                            .cutoff_len = options_.encoder.cutoff_len,
                            .recompute = options_.recompute,
-                           .activation_bytes = 4};
+                           .activation_bytes = on_cpu ? 4 : row_bytes(dtype, 1),
+                           .loss_chunk_bytes = loss_chunk_bytes(options_.device)};
   const MemoryModel memory = memory_model_of(*described, dtype);
-  log_lines(memory_report(memory, plan, available_memory()));
+  log_lines(memory_report(
+      memory, plan,
+      on_cpu ? available_memory() : allocator_for(options_.device).device_memory().free));
   log_info("train", "Trained parameters: {} of {}", memory.trainable_parameters, memory.parameters);
 
   model_ = load_model(path, load);
@@ -322,13 +335,18 @@ void Trainer::accumulate(const TrainBatch& batch) {
   ++batches_in_epoch_;
   window_.add(batch);
   if (batch.num_trained == 0) return;
-  const ModelBatch inputs(batch);
+  const ModelBatch inputs(batch, options_.device);
   Tape tape;
   watch_parameters(tape, *model_.model);
   const Tensor losses = model_.model->token_losses(inputs.batch, inputs.labels, forward_);
   const std::vector<float> ones(static_cast<size_t>(losses.numel()), 1.0f);
-  tape.backward(losses, Tensor::from_vector(ones));
-  window_.loss += sum_of(losses);
+  tape.backward(losses, Tensor::from_vector(ones).to(options_.device));
+  losses_.push_back(losses);
+}
+
+// Reading them waits for the device: once a step.
+void Trainer::settle_losses() {
+  for (const Tensor& losses : std::exchange(losses_, {})) window_.loss += sum_of(losses);
 }
 
 // Sequences of ever other lengths leave blocks of ever other sizes behind, which are kept for
@@ -340,6 +358,7 @@ void Trainer::trim_memory() {
 }
 
 void Trainer::finish_step() {
+  settle_losses();
   const Window w = std::exchange(window_, {});
   StepRecord record{.step = step_ + 1,
                     .epoch = epoch(),
@@ -374,7 +393,7 @@ void Trainer::finish_step() {
   ++step_;
   record.flops = step_flops(flops_, static_cast<double>(w.tokens), w.squared_lengths);
   record.seconds = seconds_since(step_begin_);
-  record.memory_bytes = peak_memory();
+  record.memory_bytes = peak_memory(options_.device);
   log_->step(record);
   if (options_.test_every > 0 && step_ % options_.test_every == 0) evaluate();
   if (options_.save_every > 0 && step_ % options_.save_every == 0) save();
@@ -389,7 +408,7 @@ void Trainer::evaluate() {
   TrainBatch batch;
   while (loader.next(&batch)) {
     if (batch.num_trained == 0) continue;
-    const ModelBatch inputs(batch);
+    const ModelBatch inputs(batch, options_.device);
     record.loss += sum_of(model_.model->token_losses(inputs.batch, inputs.labels, {}));
     record.tokens += batch.num_trained;
     trim_memory();
@@ -402,6 +421,7 @@ void Trainer::evaluate() {
 
 void Trainer::save() {
   if (saved_step_ == step_ && window_.batches == 0) return;
+  settle_losses();
   CheckpointContents contents;
   contents.state.step = step_;
   contents.state.epoch = epoch();
@@ -433,7 +453,8 @@ void Trainer::write_model() {
   std::set<const Storage*> trained;
   for (const TrainParameter& p : optimizer_->parameters()) trained.insert(p.value.storage().get());
   for (auto& [name, tensor] : tensors) {
-    if (trained.contains(tensor.storage().get())) tensor = tensor.to(model_.compute_dtype);
+    if (trained.contains(tensor.storage().get()))
+      tensor = tensor.to(kCpuDevice).to(model_.compute_dtype);
   }
   const ModelFiles files = files_of_trained_model(options_, model_.config, model_.compute_dtype);
   write_model_folder(options_.output_dir, std::string(kModelStem), tensors, files,

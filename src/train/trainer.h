@@ -1,5 +1,5 @@
 // A training run from its options to a model folder: stages pt and sft, whole models or some of
-// their layers, on the CPU.
+// their layers.
 //
 // The loss of a step is the mean over all trained tokens of its micro-batches: their gradients are
 // added up as sums and divided once, so that how a batch is cut into micro-batches changes nothing.
@@ -28,8 +28,9 @@ struct TrainerOptions {
   std::string chat_template;   // its text; empty: the model's own
   Json chat_template_kwargs = Json::object();
   bool load_pretrained = true;  // else random weights for the folder's config.json
-  std::string dtype = "auto";   // float32 or bfloat16; auto: the checkpoint's if it is one of both,
-                                // else float32
+  Device device = kCpuDevice;
+  std::string dtype = "auto";  // float32 or bfloat16; auto: the checkpoint's if it is one of both,
+                               // else float32
   FineTuning fine_tuning = FineTuning::kFull;
   FreezeOptions freeze;
 

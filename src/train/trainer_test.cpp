@@ -1,4 +1,5 @@
-// Whole runs on a tiny model: what must hold whatever the model, the data and the machine.
+// Whole runs on a tiny model: what must hold whatever the model, the data and the machine. On a GPU
+// with REFT_TEST_DEVICE=cuda.
 #include "train/trainer.h"
 
 #include <gmock/gmock.h>
@@ -6,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <map>
 #include <sstream>
 
@@ -22,6 +24,11 @@ namespace {
 namespace fs = std::filesystem;
 using testing::Contains;
 using testing::HasSubstr;
+
+Device test_device() {
+  const char* name = std::getenv("REFT_TEST_DEVICE");
+  return name != nullptr && std::string(name) == "cuda" ? Device{DeviceType::kCuda, 0} : kCpuDevice;
+}
 
 const std::string kTokenizer =
     std::string(REFT_SOURCE_DIR) + "/tests/golden/tokenizers/byte_level.json";
@@ -83,6 +90,7 @@ class TrainerTest : public testing::Test {
     TrainerOptions o;
     o.model_path = folder_.path("new");
     o.load_pretrained = false;
+    o.device = test_device();
     o.chat_template = resolve_chat_template("chatml");
     o.encoder.cutoff_len = 96;
     o.loader.mix.datasets = {{.name = "texts", .path = folder_.path("texts.jsonl")}};

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The GPU suite, to be run on a machine with a card: op cases against fp64 oracles, goldens and engine equivalences on the
-# device, compute-sanitizer over the op cases. Takes the folder that holds the test programs of a build with -DREFT_CUDA=ON.
+# The GPU suite, to be run on a machine with a card: op and gradient cases against fp64 oracles, goldens (logits and
+# gradients), engine equivalences and training runs on the device, compute-sanitizer over the op cases. Takes the folder that holds the test programs of a build with -DREFT_CUDA=ON.
 #   tests/gpu/run.sh build/cuda
 #   HTTP=1 PYTHON=build/venv/bin/python tests/gpu/run.sh build/cuda   also the client suite (tests/serve, which needs
 #                                      tests/requirements.txt) against `reft serve` on the card; MODEL: other than the default
@@ -12,12 +12,13 @@ run() { echo "== $*"; "$@" 2>&1 | grep -vE '^\[ +(OK|RUN) |^\[-----|^$|^Note' | 
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader || exit 1
 run "$programs/test_ops" --gtest_filter=-OpIsa.*
 export REFT_TEST_DEVICE=cuda
-run "$programs/test_models" --gtest_filter='*Golden*'
+run "$programs/test_models" --gtest_filter='*Golden*:TrainingModel.*'
+run "$programs/test_train" --gtest_filter='TrainerTest.*:*Interrupted*'
 run "$programs/test_engine" --gtest_filter='*EngineGolden*'
 if [ "${SANITIZE:-1}" = 1 ]; then
   for tool in memcheck racecheck; do
     run compute-sanitizer --tool "$tool" "$programs/test_ops" \
-      --gtest_filter='RopeAttention*:PagedAttention*:GatedLinear*:QkNorm*:*RmsNorm*:AddInto*:OpGraph*:GatedActivation*:SoftCap*:CopyRows*:Score*:Sample.WildLogits:Sample.Logprobs*:Sample.CountsThePendingToken'
+      --gtest_filter='RopeAttention*:PagedAttention*:GatedLinear*:QkNorm*:*RmsNorm*:AddInto*:OpGraph*:GatedActivation*:SoftCap*:PackedAttention.Long*:CopyRows*:Score*:Sample.WildLogits:Sample.Logprobs*:Sample.CountsThePendingToken'
   done
 fi
 if [ "${HTTP:-0}" = 1 ]; then

@@ -10,7 +10,8 @@ namespace reft {
 namespace {
 
 void cross_entropy_cpu(const Tensor& losses, const Tensor& logits, const Tensor& labels,
-                       const Tensor& dlosses, float soft_cap) {
+                       const Tensor& dlosses, const Tensor& /*dlogits: the logits*/,
+                       float soft_cap) {
   const auto& simd = simd_kernels();
   const int64_t vocab = logits.size(1);
   const int32_t* label = labels.data<int32_t>();

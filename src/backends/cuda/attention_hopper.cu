@@ -2,13 +2,15 @@
 // with 64 rows each compute, a third warpgroup's first warp brings the keys and values of the cache
 // by TMA, page by page, into a ring of stages. A warpgroup's softmax runs while its product with V
 // of the step before is under way, and the two warpgroups take turns at the tensor cores
-// (FlashAttention-3, arXiv 2407.08608).
+// (FlashAttention-3, arXiv 2407.08608). Packed batches take the same way: their keys and values are
+// rows of qkv, a tile of them one box.
 #include <algorithm>
 #include <bit>
 
 #include "backends/cuda/attention.h"
 #include "backends/cuda/hopper.h"
 #include "backends/cuda/mma.h"
+#include "backends/cuda/packed_attention.h"
 
 namespace reft {
 namespace {
@@ -34,7 +36,8 @@ struct Shared {
 
 struct Maps {
   CUtensorMap q;  // [T, H, Dh], boxes of 128 tokens × 1 head × 64
-  CUtensorMap k;  // [N Hk P, Dh], boxes of min(P, tile) keys × 64
+  CUtensorMap k;  // [N Hk P, Dh], boxes of min(P, tile) keys × 64; packed: [T, H + 2 Hk, Dh], boxes
+                  // of a tile × 1 head × 64
   CUtensorMap v;
 };
 
@@ -45,10 +48,11 @@ struct Work {
   int num_tiles;
 };
 
-template <class T, int kDim>
+// `lse` as in log_denominator(), for packed batches; may be null.
+template <class T, int kDim, bool kPacked>
 __global__ void __launch_bounds__(kThreads, 1)
-    hopper_attention_kernel(T* __restrict__ out, const __grid_constant__ Maps maps,
-                            AttentionShape s) {
+    hopper_attention_kernel(T* __restrict__ out, float* __restrict__ lse,
+                            const __grid_constant__ Maps maps, AttentionShape s) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   constexpr int kKeys = kTileKeys<kDim>;
   constexpr int kSlabs = kDim / kSlab;
@@ -65,7 +69,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   // The longest rows first, so that the short ones fill the gaps at the end.
   w.token0 = (int64_t{gridDim.y} - 1 - blockIdx.y) * kRows;
   if (w.token0 >= w.query_len) return;
-  w.context = s.context_len[sequence];
+  w.context = kPacked ? w.query_len : s.context_len[sequence];
   w.first_position = w.context - w.query_len + w.token0;
   w.first_key = s.window > 0 ? max(int64_t{0}, w.first_position - s.window + 1) : 0;
   w.key_end = w.context - w.query_len + min(w.token0 + kRows, w.query_len);
@@ -97,6 +101,28 @@ __global__ void __launch_bounds__(kThreads, 1)
         tma_load_3d(shared.q + slab * kRows * kSlab, &maps.q, &shared.q_full, slab * kSlab, head,
                     static_cast<int>(w.start + w.token0));
       }
+    }
+    if constexpr (kPacked) {
+      if (lane != 0) return;
+      const int key_head = s.num_heads + kv_head;
+      for (int i = 0; i < w.num_tiles; ++i) {
+        const int stage = i % kStages;
+        const unsigned parity = static_cast<unsigned>(i / kStages) & 1;
+        const int64_t key0 = (w.first_tile + w.num_tiles - 1 - i) * kKeys;
+        // Rows of another sequence have no weight.
+        const auto load = [&](T* tile, const CUtensorMap* map, uint64_t* barrier, int of_head) {
+          barrier_expect(barrier, kKeys * kDim * sizeof(T));
+          for (int slab = 0; slab < kSlabs; ++slab) {
+            tma_load_3d(tile + slab * kKeys * kSlab, map, barrier, slab * kSlab, of_head,
+                        static_cast<int>(w.start + key0));
+          }
+        };
+        barrier_wait(&shared.k_free[stage], parity ^ 1);
+        load(shared.k[stage], &maps.k, &shared.k_full[stage], key_head);
+        barrier_wait(&shared.v_free[stage], parity ^ 1);
+        load(shared.v[stage], &maps.v, &shared.v_full[stage], key_head + s.num_kv_heads);
+      }
+      return;
     }
     const int32_t* table = s.block_table + sequence * s.table_stride;
     const int box = min(s.block_size, kKeys);
@@ -298,6 +324,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int64_t row = row0 + 8 * r;
     if (row >= w.query_len) continue;
     const float scale = row_scale(maximum[r] * factor, total[r], s.sinks, head);
+    if (kPacked && lse != nullptr && t == 0) {
+      lse[(w.start + row) * s.num_heads + head] =
+          log_denominator(maximum[r] * factor, total[r], s.sinks, head);
+    }
     T* to = out + ((w.start + row) * s.num_heads + head) * kDim;
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
@@ -324,23 +354,6 @@ Encode tensor_map_encoder() {
   return encode;
 }
 
-// A tensor of 16-bit elements with the 128-byte swizzle. sizes and box: innermost first; strides in
-// bytes, from the second dimension.
-CUtensorMap tensor_map(const Tensor& t, unsigned rank, const cuuint64_t* sizes,
-                       const cuuint64_t* strides, const cuuint32_t* box) {
-  const cuuint32_t steps[3] = {1, 1, 1};
-  CUtensorMap map;
-  const CUresult status = tensor_map_encoder()(
-      &map,
-      t.dtype() == DType::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-      rank, t.raw(), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  check(status == CUDA_SUCCESS, "paged_attention: cuTensorMapEncodeTiled failed with status {}",
-        static_cast<int>(status));
-  return map;
-}
-
 template <class T, int kDim>
 void launch(Tensor& out, const Tensor& q, const PagedKv& kv, const AttentionBatch& batch,
             const AttentionShape& s) {
@@ -364,15 +377,80 @@ void launch(Tensor& out, const Tensor& q, const PagedKv& kv, const AttentionBatc
   maps.v = cache_map(kv.v);
   constexpr size_t kBytes = sizeof(Shared<T, kDim>) + 1024;
   static const cudaError_t raised = cudaFuncSetAttribute(
-      hopper_attention_kernel<T, kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+      hopper_attention_kernel<T, kDim, false>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   cuda_check(raised, "raising the shared memory of paged_attention");
   const dim3 grid(static_cast<unsigned>(s.num_heads), blocks_for(batch.max_query_len, kRows),
                   static_cast<unsigned>(batch.context_len.size(0)));
-  launch_dependent("paged_attention (Hopper)", hopper_attention_kernel<T, kDim>, q.device().index,
-                   grid, kThreads, kBytes, ptr<T>(out), maps, s);
+  launch_dependent("paged_attention (Hopper)", hopper_attention_kernel<T, kDim, false>,
+                   q.device().index, grid, kThreads, kBytes, ptr<T>(out), nullptr, maps, s);
+}
+
+template <class T, int kDim>
+void launch_packed(Tensor& out, const Tensor& lse, const Tensor& qkv, const PackedShape& p,
+                   int64_t longest) {
+  const auto heads = static_cast<cuuint64_t>(p.num_heads + 2 * p.num_kv_heads);
+  const cuuint64_t sizes[] = {kDim, heads, static_cast<cuuint64_t>(p.num_tokens)};
+  const cuuint64_t strides[] = {kDim * sizeof(T), heads * kDim * sizeof(T)};
+  const cuuint32_t q_box[] = {kSlab, 1, kRows}, key_box[] = {kSlab, 1, kTileKeys<kDim>};
+  Maps maps;
+  maps.q = tensor_map(qkv, 3, sizes, strides, q_box);
+  maps.k = tensor_map(qkv, 3, sizes, strides, key_box);
+  maps.v = maps.k;
+  AttentionShape s{};
+  s.query_start = p.query_start;
+  s.num_heads = p.num_heads;
+  s.num_kv_heads = p.num_kv_heads;
+  s.head_dim = kDim;
+  s.scale = p.scale;
+  s.soft_cap = p.soft_cap;
+  s.window = p.window;
+  s.sinks = p.sinks;
+  constexpr size_t kBytes = sizeof(Shared<T, kDim>) + 1024;
+  static const cudaError_t raised = cudaFuncSetAttribute(
+      hopper_attention_kernel<T, kDim, true>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  cuda_check(raised, "raising the shared memory of packed_attention");
+  const dim3 grid(static_cast<unsigned>(p.num_heads), blocks_for(longest, kRows),
+                  static_cast<unsigned>(p.num_sequences));
+  launch_dependent("packed_attention (Hopper)", hopper_attention_kernel<T, kDim, true>,
+                   qkv.device().index, grid, kThreads, kBytes, ptr<T>(out),
+                   lse.defined() ? ptr<float>(lse) : nullptr, maps, s);
 }
 
 }  // namespace
+
+CUtensorMap tensor_map(const Tensor& t, unsigned rank, const cuuint64_t* sizes,
+                       const cuuint64_t* strides, const cuuint32_t* box) {
+  const cuuint32_t steps[3] = {1, 1, 1};
+  CUtensorMap map;
+  const CUresult status = tensor_map_encoder()(
+      &map,
+      t.dtype() == DType::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+      rank, t.raw(), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  check(status == CUDA_SUCCESS, "attention: cuTensorMapEncodeTiled failed with status {}",
+        static_cast<int>(status));
+  return map;
+}
+
+bool has_hopper(const Tensor& t) {
+  return cuda_compute_major(t.device().index) == 9 && tensor_map_encoder() != nullptr;
+}
+
+bool hopper_packed_attention(Tensor& out, const Tensor& lse, const Tensor& qkv,
+                             const PackedShape& s, int64_t longest) {
+  if ((s.head_dim != 64 && s.head_dim != 128 && s.head_dim != 256) || !aligned_16(qkv.raw()) ||
+      !has_hopper(qkv)) {
+    return false;
+  }
+  dispatch_half(qkv.dtype(), "packed_attention", [&](auto type) {
+    using T = decltype(type);
+    if (s.head_dim == 64) return launch_packed<T, 64>(out, lse, qkv, s, longest);
+    if (s.head_dim == 128) return launch_packed<T, 128>(out, lse, qkv, s, longest);
+    launch_packed<T, 256>(out, lse, qkv, s, longest);
+  });
+  return true;
+}
 
 bool hopper_attention(Tensor& out, const Tensor& q, const PagedKv& kv, const AttentionBatch& batch,
                       const AttentionShape& s) {
@@ -380,8 +458,7 @@ bool hopper_attention(Tensor& out, const Tensor& q, const PagedKv& kv, const Att
                           s.block_size >= 8 && std::has_single_bit(unsigned(s.block_size)) &&
                           kv.k.numel() / s.head_dim < int64_t{1} << 31;
   if (!shape_fits || !aligned_16(q.raw()) || !aligned_16(kv.k.raw()) || !aligned_16(kv.v.raw()) ||
-      !kv.k.is_contiguous() || !kv.v.is_contiguous() || cuda_compute_major(q.device().index) != 9 ||
-      tensor_map_encoder() == nullptr) {
+      !kv.k.is_contiguous() || !kv.v.is_contiguous() || !has_hopper(q)) {
     return false;
   }
   dispatch_half(q.dtype(), "paged_attention", [&](auto type) {

@@ -74,8 +74,17 @@ struct Plan {
   bool usable = false;
 };
 
-// dtype of x and w, dtype of y, N, T, K, x's and y's row strides.
-using PlanKey = std::tuple<DType, DType, int64_t, int64_t, int64_t, int64_t, int64_t>;
+// The largest power of two, up to 256, that divides the address: algorithms that load whole vectors
+// need to know.
+uint32_t alignment_of(const Tensor& t) {
+  uint32_t alignment = 256;
+  while (reinterpret_cast<uintptr_t>(t.raw()) % alignment != 0) alignment /= 2;
+  return alignment;
+}
+
+// Dtypes of the operands and the result, M, N, K, transpositions, row strides, alignments.
+using PlanKey = std::tuple<DType, DType, int64_t, int64_t, int64_t, bool, bool, int64_t, int64_t,
+                           int64_t, uint32_t, uint32_t, uint32_t>;
 
 struct DeviceBlas {
   cublasLtHandle_t handle = nullptr;
@@ -83,30 +92,40 @@ struct DeviceBlas {
   std::map<PlanKey, Plan> plans;
 };
 
-Plan make_plan(const DeviceBlas& blas, const Tensor& y, const Tensor& x, const Tensor& w) {
+// The library's matrices are column-major: cᵀ [N, M] = bᵀ aᵀ, so that its first operand is b and
+// what lies transposed here does not there.
+Plan make_plan(const DeviceBlas& blas, const Tensor& c, const GemmOperand& a,
+               const GemmOperand& b) {
   const Library& lt = library();
   Plan plan;
   blas_check(lt.desc_create(&plan.desc, CUBLAS_COMPUTE_32F, CUDA_R_32F),
              "cublasLtMatmulDescCreate");
-  // Column-major: Yᵀ [N, T] = op(A) B with A = W seen as [K, N], B = xᵀ [K, T].
-  const cublasOperation_t transpose = CUBLAS_OP_T;
-  blas_check(lt.desc_set(plan.desc, CUBLASLT_MATMUL_DESC_TRANSA, &transpose, sizeof(transpose)),
-             "setting TRANSA");
-  const int64_t n = w.size(0), k = w.size(1), tokens = x.size(0);
-  const auto layout = [&](cublasLtMatrixLayout_t* out, DType dtype, int64_t rows, int64_t cols,
-                          int64_t ld) {
-    blas_check(lt.layout_create(out, data_type(dtype), static_cast<uint64_t>(rows),
-                                static_cast<uint64_t>(cols), ld),
+  const auto transpose = [&](cublasLtMatmulDescAttributes_t attribute, bool transposed) {
+    const cublasOperation_t operation = transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
+    blas_check(lt.desc_set(plan.desc, attribute, &operation, sizeof(operation)),
+               "setting a transposition");
+  };
+  transpose(CUBLASLT_MATMUL_DESC_TRANSA, b.transposed);
+  transpose(CUBLASLT_MATMUL_DESC_TRANSB, a.transposed);
+  const auto layout = [&](cublasLtMatrixLayout_t* out, const Tensor& t) {
+    blas_check(lt.layout_create(out, data_type(t.dtype()), static_cast<uint64_t>(t.size(1)),
+                                static_cast<uint64_t>(t.size(0)), t.stride(0)),
                "cublasLtMatrixLayoutCreate");
   };
-  layout(&plan.a, w.dtype(), k, n, k);
-  layout(&plan.b, x.dtype(), k, tokens, x.stride(0));
-  layout(&plan.d, y.dtype(), n, tokens, y.stride(0));
+  layout(&plan.a, b.data);
+  layout(&plan.b, a.data);
+  layout(&plan.d, c);
   cublasLtMatmulPreference_t preference = nullptr;
   blas_check(lt.preference_create(&preference), "cublasLtMatmulPreferenceCreate");
-  blas_check(lt.preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                               &kWorkspaceBytes, sizeof(kWorkspaceBytes)),
-             "setting the workspace");
+  const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
+    blas_check(lt.preference_set(preference, attribute, &value, sizeof(value)),
+               "setting a preference");
+  };
+  prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{kWorkspaceBytes});
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment_of(b.data));
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment_of(a.data));
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment_of(c));
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment_of(c));
   cublasLtMatmulHeuristicResult_t result{};
   int found = 0;
   const cublasStatus_t status = lt.heuristic(blas.handle, plan.desc, plan.a, plan.b, plan.d, plan.d,
@@ -119,28 +138,39 @@ Plan make_plan(const DeviceBlas& blas, const Tensor& y, const Tensor& x, const T
 
 }  // namespace
 
-bool cublas_linear(Tensor& y, const Tensor& x, const Tensor& w) {
+bool cublas_gemm(const Tensor& c, const GemmOperand& a, const GemmOperand& b, bool accumulate) {
   const Library& lt = library();
   if (!lt.loaded) return false;
   static std::mutex mutex;
   static auto* devices =
       new std::map<int, DeviceBlas>();  // never destroyed: the driver may be gone by then
   std::lock_guard lock(mutex);
-  DeviceBlas& blas = (*devices)[x.device().index];
+  DeviceBlas& blas = (*devices)[c.device().index];
   if (blas.handle == nullptr) {
     blas_check(lt.create(&blas.handle), "cublasLtCreate");
-    blas.workspace = Tensor::empty({static_cast<int64_t>(kWorkspaceBytes)}, DType::kU8, x.device());
+    blas.workspace = Tensor::empty({static_cast<int64_t>(kWorkspaceBytes)}, DType::kU8, c.device());
   }
-  const PlanKey key{x.dtype(), y.dtype(),   w.size(0),  x.size(0),
-                    w.size(1), x.stride(0), y.stride(0)};
+  const PlanKey key{a.data.dtype(),
+                    c.dtype(),
+                    a.rows(),
+                    b.columns(),
+                    a.columns(),
+                    a.transposed,
+                    b.transposed,
+                    a.data.stride(0),
+                    b.data.stride(0),
+                    c.stride(0),
+                    alignment_of(a.data),
+                    alignment_of(b.data),
+                    alignment_of(c)};
   auto it = blas.plans.find(key);
-  if (it == blas.plans.end()) it = blas.plans.emplace(key, make_plan(blas, y, x, w)).first;
+  if (it == blas.plans.end()) it = blas.plans.emplace(key, make_plan(blas, c, a, b)).first;
   const Plan& plan = it->second;
   if (!plan.usable) return false;
-  const float one = 1.0f, zero = 0.0f;
-  blas_check(lt.matmul(blas.handle, plan.desc, &one, w.raw(), plan.a, x.raw(), plan.b, &zero,
-                       y.raw(), plan.d, y.raw(), plan.d, &plan.algo, blas.workspace.raw(),
-                       kWorkspaceBytes, stream_of(x)),
+  const float one = 1.0f, beta = accumulate ? 1.0f : 0.0f;
+  blas_check(lt.matmul(blas.handle, plan.desc, &one, b.data.raw(), plan.a, a.data.raw(), plan.b,
+                       &beta, c.raw(), plan.d, c.raw(), plan.d, &plan.algo, blas.workspace.raw(),
+                       kWorkspaceBytes, stream_of(c)),
              "cublasLtMatmul");
   return true;
 }

@@ -5,9 +5,24 @@
 
 namespace reft {
 
-// y = x Wᵀ with fp32 accumulation. x: [T, K], w: [N, K] of one 16-bit type; y: [T, N] of that type
-// or float32. Rows may be strided. Returns false, having done nothing, when the library is not
-// there or has no algorithm for it.
-bool cublas_linear(Tensor& y, const Tensor& x, const Tensor& w);
+// An operand as it lies in memory, [rows, columns] with strided rows, and whether its transpose is
+// what takes part.
+struct GemmOperand {
+  const Tensor& data;
+  bool transposed = false;
+  int64_t rows() const { return data.size(transposed ? 1 : 0); }
+  int64_t columns() const { return data.size(transposed ? 0 : 1); }
+};
+
+// c = a b, or with `accumulate` c += a b in the product's own epilogue; fp32 sums. a: [M, K] and b:
+// [K, N] of one float dtype; c: [M, N] of that dtype or float32. float32 operands are multiplied as
+// float32. Returns false, having done nothing, when the library is not there or has no algorithm
+// for it.
+bool cublas_gemm(const Tensor& c, const GemmOperand& a, const GemmOperand& b, bool accumulate);
+
+// y = x Wᵀ. x: [T, K], w: [N, K]; y: [T, N].
+inline bool cublas_linear(Tensor& y, const Tensor& x, const Tensor& w) {
+  return cublas_gemm(y, {x}, {w, true}, false);
+}
 
 }  // namespace reft

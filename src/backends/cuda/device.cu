@@ -122,14 +122,22 @@ class CudaAllocator final : public Allocator {
       cuda_check(cudaStreamSynchronize(stream), "waiting for a copy");
   }
 
+  std::string name() const override {
+    cudaDeviceProp properties{};
+    cuda_check(cudaGetDeviceProperties(&properties, device_.index), "reading the name");
+    return properties.name;
+  }
+
   void fill_zero(void* to, size_t bytes) override {
     if (bytes > 0)
       cuda_check(cudaMemsetAsync(to, 0, bytes, cuda_stream(device_.index)), "clearing memory");
   }
 
  private:
+  static constexpr size_t kLarge = size_t{1} << 20;
+
   static size_t round_up(size_t bytes) {
-    const size_t unit = bytes < (size_t{1} << 20)    ? 512
+    const size_t unit = bytes < kLarge               ? 512
                         : bytes < (size_t{64} << 20) ? size_t{1} << 17
                                                      : size_t{1} << 21;
     return std::max<size_t>(unit, (bytes + unit - 1) / unit * unit);

@@ -11,6 +11,13 @@
 
 namespace reft {
 
+// A tensor of 16-bit elements as TMA sees it, with the 128-byte swizzle. sizes and box: innermost
+// first; strides in bytes, from the second dimension.
+CUtensorMap tensor_map(const Tensor& t, unsigned rank, const cuuint64_t* sizes,
+                       const cuuint64_t* strides, const cuuint32_t* box);
+// Whether the tensor's card is a Hopper one and its driver makes such maps.
+bool has_hopper(const Tensor& t);
+
 #ifdef __CUDACC__
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
@@ -161,11 +168,11 @@ __device__ __forceinline__ uint64_t swizzled_operand(const void* p, unsigned lea
   "%126,%127"
 
 // D[64 × N] (+)= A[64 × 16] B[16 × N], both in shared memory, both with the sum's dimension
-// contiguous.
-#define REFT_WGMMA_SHARED(n, type, list, da, db, dp, ...)                                     \
+// contiguous ("0", "0"), or both with the other one ("1", "1").
+#define REFT_WGMMA_SHARED(n, type, list, da, db, dp, other, ...)                              \
   asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " dp                                     \
                ", 0;\nwgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type " {" list \
-               "}, " da ", " db ", add, 1, 1, 0, 0;\n}\n"                                     \
+               "}, " da ", " db ", add, 1, 1, " other ", " other ";\n}\n"                     \
                : __VA_ARGS__                                                                  \
                : "l"(a), "l"(b), "r"(add))
 
@@ -174,18 +181,29 @@ __device__ __forceinline__ void wgmma_shared(float (&d)[kN / 2], uint64_t a, uin
   static_assert(kN == 64 || kN == 128);
   if constexpr (std::is_same_v<T, __half>) {
     if constexpr (kN == 64) {
-      REFT_WGMMA_SHARED("64", "f16", REFT_N32, "%32", "%33", "%34", REFT_R32(d, 0));
+      REFT_WGMMA_SHARED("64", "f16", REFT_N32, "%32", "%33", "%34", "0", REFT_R32(d, 0));
     } else {
-      REFT_WGMMA_SHARED("128", "f16", REFT_N64, "%64", "%65", "%66", REFT_R32(d, 0),
+      REFT_WGMMA_SHARED("128", "f16", REFT_N64, "%64", "%65", "%66", "0", REFT_R32(d, 0),
                         REFT_R32(d, 32));
     }
   } else {
     if constexpr (kN == 64) {
-      REFT_WGMMA_SHARED("64", "bf16", REFT_N32, "%32", "%33", "%34", REFT_R32(d, 0));
+      REFT_WGMMA_SHARED("64", "bf16", REFT_N32, "%32", "%33", "%34", "0", REFT_R32(d, 0));
     } else {
-      REFT_WGMMA_SHARED("128", "bf16", REFT_N64, "%64", "%65", "%66", REFT_R32(d, 0),
+      REFT_WGMMA_SHARED("128", "bf16", REFT_N64, "%64", "%65", "%66", "0", REFT_R32(d, 0),
                         REFT_R32(d, 32));
     }
+  }
+}
+
+// D[64 × 64] (+)= A[64 × 16] B[16 × 64] with rows of A's and columns of B's numbers contiguous.
+template <class T>
+__device__ __forceinline__ void wgmma_shared_transposed(float (&d)[32], uint64_t a, uint64_t b,
+                                                        int add) {
+  if constexpr (std::is_same_v<T, __half>) {
+    REFT_WGMMA_SHARED("64", "f16", REFT_N32, "%32", "%33", "%34", "1", REFT_R32(d, 0));
+  } else {
+    REFT_WGMMA_SHARED("64", "bf16", REFT_N32, "%32", "%33", "%34", "1", REFT_R32(d, 0));
   }
 }
 

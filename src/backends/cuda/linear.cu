@@ -1,5 +1,6 @@
 // y = x Wᵀ + b. Few rows of x: a kernel that streams the weights once at memory bandwidth. Many
-// rows: cuBLASLt, opened at run time. Anything else (odd K, float32): a plain kernel.
+// rows: cuBLASLt, opened at run time. Anything else (mixed types, small float32 products): a plain
+// kernel.
 #include <algorithm>
 
 #include "backends/cuda/activation.h"
@@ -13,8 +14,9 @@ namespace {
 constexpr int kStreamRows = 16;  // rows of W per block
 constexpr int kStreamSlice =
     64;  // elements of K that a warp takes at a time: 128 bytes of each row
-constexpr int64_t kStreamTokens = 16;  // rows of x at most
-constexpr int kWideTokens = 32;        // of stream_wide_kernel
+constexpr int64_t kStreamTokens = 16;       // rows of x at most
+constexpr int kWideTokens = 32;             // of stream_wide_kernel
+constexpr int64_t kLargeProduct = 1 << 24;  // multiplications from which float32 goes to cuBLASLt
 
 // An ordinary load, not one by way of the read-only cache: see launch_dependent().
 __device__ __forceinline__ uint4 load_after_wait(const void* p) {
@@ -391,9 +393,10 @@ void linear_cuda(Tensor& y, const Tensor& x, const Weight& weight, const Tensor&
     });
     return;
   }
-  if (half && cublas_linear(y, x, w)) {
+  const bool large_floats = x.dtype() == w.dtype() && !half && tokens * n * k >= kLargeProduct;
+  if ((half || large_floats) && cublas_linear(y, x, w)) {
     if (bias_values == nullptr) return;
-    with_types([&](auto, auto out) {
+    dispatch_float(y.dtype(), "linear", [&](auto out) {
       using Out = decltype(out);
       add_bias_kernel<Out><<<blocks_for(tokens * n, 256), 256, 0, stream_of(x)>>>(
           ptr<Out>(y), y.stride(0), bias_values, n, tokens * n);
