@@ -64,7 +64,7 @@ EngineOptions settle_options(EngineOptions options, const LoadedModel& model, Kv
   check_options(options);
   const ModelInfo& info = model.model->info();
   const DType dtype = options.kv_cache_dtype == "auto" ? model.compute_dtype
-                                                       : parse_float_dtype(options.kv_cache_dtype);
+                                                       : parse_cache_dtype(options.kv_cache_dtype);
   const int64_t block_bytes =
       KvCache::block_bytes(model.model->cache_specs(), options.block_size, dtype);
   const bool dedicated = model.device.type != DeviceType::kCpu;
@@ -109,7 +109,7 @@ struct Engine::State {
         options(settle_options(std::move(wanted), model, plan)),
         eos(find_eos_ids(model, tokenizer.get())),
         cache(model.model->cache_specs(), plan.num_blocks, options.block_size,
-              parse_float_dtype(options.kv_cache_dtype), device),
+              parse_cache_dtype(options.kv_cache_dtype), device),
         hasher(options.block_size),
         pool(plan.num_blocks, [this](int32_t block) { prefixes.evicted(block); }),
         prefixes(pool),

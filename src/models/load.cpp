@@ -11,6 +11,7 @@
 #include "models/dummy.h"
 #include "models/gguf_checkpoint.h"
 #include "models/model.h"
+#include "models/quantized.h"
 #include "tensor/safetensors.h"
 
 namespace reft {
@@ -79,16 +80,6 @@ const ModelFamily& find_family(const Json& config) {
   fail("config.json: architecture '{}' is not supported; known are {}", architecture, known);
 }
 
-void refuse_quantized(const Json& config) {
-  const auto it = config.find("quantization_config");
-  if (it == config.end() || it->is_null()) return;
-  const std::string method = it->is_object() ? it->value("quant_method", "unknown") : "unknown";
-  fail(
-      "config.json: quantization_config '{}' is not supported; use the unquantised checkpoint or a "
-      "GGUF file",
-      method);
-}
-
 // Checkpoints differ in what stands before the language model's keys: "model." mostly, nothing
 // (saved without the head), "language_model.model." or "model.language_model." (the text part of a
 // multimodal model). Our names have "model.".
@@ -109,7 +100,8 @@ class CanonicalNames {
 
   // Our name of a key; empty where it is none of the language model's.
   std::string name_of(const std::string& key) const {
-    if (key == "lm_head.weight" || key == "language_model.lm_head.weight") return "lm_head.weight";
+    if (key.starts_with("lm_head.")) return key;
+    if (key.starts_with("language_model.lm_head.")) return key.substr(15);
     return key.starts_with(prefix_) ? "model." + key.substr(prefix_.size()) : "";
   }
 
@@ -145,13 +137,25 @@ void settle_tying(Json& config, const CheckpointReader& reader, const CanonicalN
 }
 
 // Where each parameter's tensor is. Everything is checked before the first byte is converted.
-using Assignment = std::unordered_map<std::string, const TensorEntry*>;
+struct Assigned {
+  const TensorEntry* plain = nullptr;
+  std::optional<QuantizedMatrix> quantized;  // where there is no plain one
+};
+using Assignment = std::unordered_map<std::string, Assigned>;
 
 Assignment assign_tensors(CausalLmModel& model, const CheckpointReader& reader,
-                          const CanonicalNames& names, const std::string& path) {
+                          const CanonicalNames& names, const QuantizedTensors& quantized,
+                          const std::string& path) {
   Assignment assignment;
   std::unordered_set<const TensorEntry*> used;
   model.visit([&](const std::string& name, Parameter& parameter) {
+    if (parameter.set_scales) {
+      if (const auto matrix = quantized.find(name, parameter.shape)) {
+        used.insert({matrix->codes, matrix->scales, matrix->zeros, matrix->order});
+        assignment.emplace(name, Assigned{.quantized = matrix});
+        return;
+      }
+    }
     const TensorEntry* entry = names.find(name);
     if (entry == nullptr) {
       check(parameter.optional, "{}: tensor '{}' is missing", path, name);
@@ -163,14 +167,15 @@ Assignment assign_tensors(CausalLmModel& model, const CheckpointReader& reader,
     check(is_float(entry->dtype) || is_block_format(entry->dtype),
           "{}: tensor '{}' is {}, which is not supported here", entry->file, entry->name,
           dtype_name(entry->dtype));
-    assignment.emplace(name, entry);
+    assignment.emplace(name, Assigned{.plain = entry});
     used.insert(entry);
   });
   int64_t num_extra = 0;
   std::string examples;
   for (const TensorEntry& entry : reader.entries()) {
     const std::string& name = entry.name;
-    const bool expected = name.ends_with("rotary_emb.inv_freq") || name.ends_with(kHeadName);
+    const bool expected = name.ends_with("rotary_emb.inv_freq") || name.ends_with(kHeadName) ||
+                          (!quantized.method().empty() && QuantizedTensors::is_auxiliary(name));
     if (used.count(&entry) > 0 || expected) continue;
     if (++num_extra <= 3) examples += (examples.empty() ? "" : ", ") + name;
   }
@@ -194,6 +199,7 @@ DType stored_dtype(const CheckpointReader& reader, const CanonicalNames& names) 
 
 struct LoadPlan {
   DType compute;
+  const QuantizedTensors* quantized;  // null for dummy weights
   bool convert;  // plain weights become `compute`; else they stay as the file has them
   Device device;
   uint64_t seed;
@@ -232,7 +238,16 @@ void load_parameters(CausalLmModel& model, const CheckpointReader* reader,
       if (reader == nullptr) {
         tensor = dummy_tensor(parameter, name, plan.compute, plan.seed);
       } else if (const auto it = assignment.find(name); it != assignment.end()) {
-        tensor = reader->read(it->second->name);
+        if (it->second.quantized) {
+          // A module is trained as a whole or not at all.
+          QuantizedTensors::Data data = plan.quantized->read(
+              *it->second.quantized, plan.compute, trainable || plan.compute == DType::kF32);
+          if (data.scales.defined()) parameter.set_scales(data.scales);
+          parameter.set(data.data);
+          bar.advance();
+          continue;
+        }
+        tensor = reader->read(it->second.plain->name);
       } else {
         bar.advance();
         continue;
@@ -262,13 +277,31 @@ std::unique_ptr<CausalLmModel> create_model(Source& source,
                                             const std::optional<CanonicalNames>& names,
                                             const LoadOptions& options) {
   const ModelFamily& family = find_family(source.config);
-  refuse_quantized(source.config);
   if (names) {
     settle_tying(source.config, *source.reader, *names);
     if (!read_dtype(source.config))
       source.config["dtype"] = dtype_name(stored_dtype(*source.reader, *names));
   }
   return family.create(source.config, options);
+}
+
+// `wanted` is the user's, beside what the checkpoint says. Dummy weights are floats: an fp8
+// checkpoint's become fp8 too.
+void request_quantization(CausalLmModel& model, const QuantizedTensors& quantized,
+                          const std::string& wanted, bool dummy) {
+  const std::string& stored = quantized.method();
+  const bool as_stored = wanted == "auto" || wanted == stored;
+  check(as_stored || stored.empty(),
+        "quantization '{}' was asked for, but the checkpoint's quant_method is '{}'", wanted,
+        stored);
+  if (as_stored ? !(dummy && stored == "fp8") : wanted == "none") return;
+  check(as_stored || wanted == "fp8",
+        "quantization '{}' needs a checkpoint of that kind; at load, weights can be turned into "
+        "fp8",
+        wanted);
+  model.visit([&](const std::string& name, Parameter& parameter) {
+    parameter.quantize = parameter.set_scales && name != kHeadName && !parameter.trainable;
+  });
 }
 
 }  // namespace
@@ -312,15 +345,26 @@ LoadedModel load_model(const std::string& path, const LoadOptions& options) {
       parameter.trainable = options.trainable(name);
     });
   }
+  std::optional<QuantizedTensors> quantized;
+  try {
+    quantized.emplace(
+        source.config, source.reader.get(),
+        [&](const std::string& name) { return names ? names->find(name) : nullptr; });
+    request_quantization(*loaded.model, *quantized, options.quantization, dummy);
+  } catch (const Error& e) {
+    fail("{}: {}", path, e.what());
+  }
   const bool as_stored = options.dtype == "auto";
   loaded.device = options.device;
   loaded.compute_dtype =
       as_stored ? loaded.model->info().checkpoint_dtype : parse_float_dtype(options.dtype);
 
   Assignment assignment;
-  if (source.reader) assignment = assign_tensors(*loaded.model, *source.reader, *names, path);
+  if (source.reader)
+    assignment = assign_tensors(*loaded.model, *source.reader, *names, *quantized, path);
   load_parameters(*loaded.model, source.reader.get(), assignment,
                   {.compute = loaded.compute_dtype,
+                   .quantized = &*quantized,
                    .convert = !(as_stored && source.gguf),
                    .device = options.device,
                    .seed = options.seed},

@@ -63,6 +63,7 @@ void blas_check(cublasStatus_t status, const char* what) {
 }
 
 cudaDataType_t data_type(DType dtype) {
+  if (dtype == DType::kF8E4M3) return CUDA_R_8F_E4M3;
   return dtype == DType::kBF16 ? CUDA_R_16BF : dtype == DType::kF16 ? CUDA_R_16F : CUDA_R_32F;
 }
 
@@ -74,8 +75,11 @@ struct Plan {
   bool usable = false;
 };
 
-// dtype of x and w, dtype of y, N, T, K, x's and y's row strides.
-using PlanKey = std::tuple<DType, DType, int64_t, int64_t, int64_t, int64_t, int64_t>;
+// What the scales of fp8 operands belong to.
+enum class Scales { kNone, kRows, kBlocks };
+
+// dtype of x and w, dtype of y, N, T, K, x's and y's row strides, scales.
+using PlanKey = std::tuple<DType, DType, int64_t, int64_t, int64_t, int64_t, int64_t, Scales>;
 
 struct DeviceBlas {
   cublasLtHandle_t handle = nullptr;
@@ -83,7 +87,29 @@ struct DeviceBlas {
   std::map<PlanKey, Plan> plans;
 };
 
-Plan make_plan(const DeviceBlas& blas, const Tensor& y, const Tensor& x, const Tensor& w) {
+// False where the library is too old to know scales of that kind.
+bool set_scale_modes(cublasLtMatmulDesc_t desc, Scales scales) {
+  const int32_t of_w = scales == Scales::kRows ? CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F
+                                               : CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F;
+  const int32_t of_x = scales == Scales::kRows ? CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F
+                                               : CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F;
+  const Library& lt = library();
+  return lt.desc_set(desc, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &of_w, sizeof(of_w)) ==
+             CUBLAS_STATUS_SUCCESS &&
+         lt.desc_set(desc, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &of_x, sizeof(of_x)) ==
+             CUBLAS_STATUS_SUCCESS;
+}
+
+void set_scales(cublasLtMatmulDesc_t desc, const void* of_w, const void* of_x) {
+  const Library& lt = library();
+  blas_check(lt.desc_set(desc, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &of_w, sizeof(of_w)),
+             "setting the scales of the weight");
+  blas_check(lt.desc_set(desc, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &of_x, sizeof(of_x)),
+             "setting the scales of the activations");
+}
+
+Plan make_plan(const DeviceBlas& blas, const Tensor& y, const Tensor& x, const Tensor& w,
+               Scales scales) {
   const Library& lt = library();
   Plan plan;
   blas_check(lt.desc_create(&plan.desc, CUBLAS_COMPUTE_32F, CUDA_R_32F),
@@ -92,6 +118,10 @@ Plan make_plan(const DeviceBlas& blas, const Tensor& y, const Tensor& x, const T
   const cublasOperation_t transpose = CUBLAS_OP_T;
   blas_check(lt.desc_set(plan.desc, CUBLASLT_MATMUL_DESC_TRANSA, &transpose, sizeof(transpose)),
              "setting TRANSA");
+  if (scales != Scales::kNone) {
+    if (!set_scale_modes(plan.desc, scales)) return plan;
+    set_scales(plan.desc, blas.workspace.raw(), blas.workspace.raw());  // of the same alignment
+  }
   const int64_t n = w.size(0), k = w.size(1), tokens = x.size(0);
   const auto layout = [&](cublasLtMatrixLayout_t* out, DType dtype, int64_t rows, int64_t cols,
                           int64_t ld) {
@@ -117,31 +147,69 @@ Plan make_plan(const DeviceBlas& blas, const Tensor& y, const Tensor& x, const T
   return plan;
 }
 
+// Never destroyed: the driver may be gone by then. Under the mutex.
+DeviceBlas& device_blas(Device device) {
+  static auto* devices = new std::map<int, DeviceBlas>();
+  DeviceBlas& blas = (*devices)[device.index];
+  if (blas.handle == nullptr) {
+    blas_check(library().create(&blas.handle), "cublasLtCreate");
+    blas.workspace = Tensor::empty({static_cast<int64_t>(kWorkspaceBytes)}, DType::kU8, device);
+  }
+  return blas;
+}
+
+const Plan& find_plan(DeviceBlas& blas, const Tensor& y, const Tensor& x, const Tensor& w,
+                      Scales scales) {
+  const PlanKey key{x.dtype(), y.dtype(),   w.size(0),   x.size(0),
+                    w.size(1), x.stride(0), y.stride(0), scales};
+  auto it = blas.plans.find(key);
+  if (it == blas.plans.end()) it = blas.plans.emplace(key, make_plan(blas, y, x, w, scales)).first;
+  return it->second;
+}
+
+void multiply(const DeviceBlas& blas, const Plan& plan, Tensor& y, const Tensor& x,
+              const Tensor& w) {
+  const float one = 1.0f, zero = 0.0f;
+  blas_check(library().matmul(blas.handle, plan.desc, &one, w.raw(), plan.a, x.raw(), plan.b, &zero,
+                              y.raw(), plan.d, y.raw(), plan.d, &plan.algo, blas.workspace.raw(),
+                              kWorkspaceBytes, stream_of(x)),
+             "cublasLtMatmul");
+}
+
+std::mutex& blas_mutex() {
+  static std::mutex mutex;
+  return mutex;
+}
+
 }  // namespace
 
 bool cublas_linear(Tensor& y, const Tensor& x, const Tensor& w) {
-  const Library& lt = library();
-  if (!lt.loaded) return false;
-  static std::mutex mutex;
-  static auto* devices =
-      new std::map<int, DeviceBlas>();  // never destroyed: the driver may be gone by then
-  std::lock_guard lock(mutex);
-  DeviceBlas& blas = (*devices)[x.device().index];
-  if (blas.handle == nullptr) {
-    blas_check(lt.create(&blas.handle), "cublasLtCreate");
-    blas.workspace = Tensor::empty({static_cast<int64_t>(kWorkspaceBytes)}, DType::kU8, x.device());
-  }
-  const PlanKey key{x.dtype(), y.dtype(),   w.size(0),  x.size(0),
-                    w.size(1), x.stride(0), y.stride(0)};
-  auto it = blas.plans.find(key);
-  if (it == blas.plans.end()) it = blas.plans.emplace(key, make_plan(blas, y, x, w)).first;
-  const Plan& plan = it->second;
+  if (!library().loaded) return false;
+  std::lock_guard lock(blas_mutex());
+  DeviceBlas& blas = device_blas(x.device());
+  const Plan& plan = find_plan(blas, y, x, w, Scales::kNone);
   if (!plan.usable) return false;
-  const float one = 1.0f, zero = 0.0f;
-  blas_check(lt.matmul(blas.handle, plan.desc, &one, w.raw(), plan.a, x.raw(), plan.b, &zero,
-                       y.raw(), plan.d, y.raw(), plan.d, &plan.algo, blas.workspace.raw(),
-                       kWorkspaceBytes, stream_of(x)),
-             "cublasLtMatmul");
+  multiply(blas, plan, y, x, w);
+  return true;
+}
+
+bool cublas_can_fp8(const Tensor& y, const Tensor& x, const Tensor& w, bool blocks) {
+  if (!library().loaded) return false;
+  std::lock_guard lock(blas_mutex());
+  return find_plan(device_blas(x.device()), y, x, w, blocks ? Scales::kBlocks : Scales::kRows)
+      .usable;
+}
+
+bool cublas_fp8_linear(Tensor& y, const Tensor& x, const Tensor& x_scales, const Tensor& w,
+                       const Tensor& w_scales) {
+  if (!library().loaded) return false;
+  std::lock_guard lock(blas_mutex());
+  DeviceBlas& blas = device_blas(x.device());
+  const Plan& plan =
+      find_plan(blas, y, x, w, w_scales.dims() == 2 ? Scales::kBlocks : Scales::kRows);
+  if (!plan.usable) return false;
+  set_scales(plan.desc, w_scales.raw(), x_scales.raw());
+  multiply(blas, plan, y, x, w);
   return true;
 }
 
