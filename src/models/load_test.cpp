@@ -113,7 +113,7 @@ TEST(Load, BadConfigNamesTheKey) {
       {"attention_bias", 1},
       {"dtype", "int4"},
       {"rope_parameters", 7},
-      {"quantization_config", {{"quant_method", "gptq"}}},
+      {"quantization_config", {{"quant_method", "bitsandbytes"}}},
   };
   for (const Case& c : cases) {
     ModelFolder folder("llama");
