@@ -7,6 +7,13 @@
 
 namespace reft {
 
+// dispatch_float() with what else keys and values may be kept in.
+template <class F>
+void dispatch_cache(DType dtype, const char* op, F f) {
+  if (dtype == DType::kF8E4M3) return f(__nv_fp8_e4m3{});
+  dispatch_float(dtype, op, f);
+}
+
 #ifdef __CUDACC__
 
 __device__ __forceinline__ float as_float(__nv_fp8_e4m3 x) { return static_cast<float>(x); }
@@ -31,6 +38,17 @@ __device__ __forceinline__ uint32_t multiply_pairs(__nv_bfloat16, uint32_t a, ui
   const __nv_bfloat162 product = __hmul2(*reinterpret_cast<const __nv_bfloat162*>(&a),
                                          *reinterpret_cast<const __nv_bfloat162*>(&b));
   return *reinterpret_cast<const uint32_t*>(&product);
+}
+
+// A float of type T on its way to a cache of C: fp8 is rounded from what T would hold, so that all
+// kernels write the same.
+template <class T, class C>
+__device__ __forceinline__ C to_cache(float x) {
+  if constexpr (std::is_same_v<C, __nv_fp8_e4m3>) {
+    return as<C>(as_float(as<T>(x)));
+  } else {
+    return as<C>(x);
+  }
 }
 
 // Four codes to two pairs of T, exactly: the bits of a code, moved below the exponent of T, are the
