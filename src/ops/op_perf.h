@@ -164,6 +164,57 @@ inline void perf_decode(const OpPerf& perf, const PerfModel& m, Device device, i
   });
 }
 
+// Products of a decoding step with quantised weights on the device of a card: several copies of the
+// weight, recorded in a graph, so that none stays in a cache. Bytes: of the weights as they are
+// stored in the checkpoint.
+inline void perf_quantized(const OpPerf& perf, Device device, DType dtype, int64_t n, int64_t k,
+                           int64_t tokens, bool gated) {
+  const std::string name = fmt::format("linear {}{} N={} K={} T={}", dtype_name(dtype),
+                                       gated ? " gated" : "", n, k, tokens);
+  if (!perf.wants(name)) return;
+  constexpr int kCopies = 8;
+  const Tensor data = random_values({n, k}, 1, 0.02f);
+  std::vector<Weight> weights;
+  for (int i = 0; i < kCopies; ++i) {
+    Weight w;
+    if (dtype == DType::kF8E4M3) {
+      w = Weight::from(data.to(DType::kBF16));
+      quantize_weight(w, device);
+    } else {
+      w = Weight::from(data.to(dtype));
+    }
+    prepare_weight(w, device, DType::kBF16);
+    weights.push_back(std::move(w));
+  }
+  const Tensor x = random_values({tokens, k}, 2).to(DType::kBF16).to(device);
+  const auto step = [&] {
+    for (const Weight& w : weights)
+      gated ? gated_linear(x, w, {}, Activation::kSilu) : linear(x, w);
+  };
+  step();
+  const auto graph = record_graph(device, step);
+  perf.line(
+      name, static_cast<double>(row_bytes(dtype, k) * n),
+      2.0 * static_cast<double>(tokens * n * k),
+      [&] {
+        graph->replay();
+        x.to(kCpuDevice);  // waits for it
+      },
+      kCopies);
+}
+
+// The shapes of Qwen3-8B.
+inline void perf_quantized(const OpPerf& perf, Device device) {
+  for (const DType dtype : {DType::kBF16, DType::kF8E4M3, DType::kQ4_0, DType::kQ4_1, DType::kQ8_0}) {
+    for (const int64_t tokens : {1, 4, 16, 32, 64, 256, 2048}) {
+      perf_quantized(perf, device, dtype, 6144, 4096, tokens, false);
+      perf_quantized(perf, device, dtype, 4096, 4096, tokens, false);
+      perf_quantized(perf, device, dtype, 24576, 4096, tokens, true);
+      perf_quantized(perf, device, dtype, 4096, 12288, tokens, false);
+    }
+  }
+}
+
 inline void perf_sampling(const OpPerf& perf, const PerfModel& m, int64_t rows) {
   const std::string at = fmt::format("{} R={}", m.name, rows);
   Tensor logits = random_values({rows, m.vocab}, 1, 3.0f);
@@ -225,6 +276,9 @@ inline void print_op_perf(const std::string& filter) {
     }
     for (const int64_t rows : {1, 8}) perf_sampling(perf, m, rows);
     perf_optimizer(perf, m);
+  }
+  for (const Device device : test_devices()) {
+    if (has_op_graphs(device)) perf_quantized(perf, device);
   }
 }
 
