@@ -97,10 +97,11 @@ void ModelFlags::declare_model(ArgParser& parser, bool positional) {
              "blocks; float32 "
              "expands them, for exact results.");
   parser.choices("dtype", {"auto", "float32", "float", "float16", "half", "bfloat16"});
-  parser.add("quantization", &quantization,
-             "fp8 turns the weights of linear layers into 8-bit floats at load; auto takes what the "
-             "checkpoint holds (fp8, compressed-tensors, modelopt, awq, gptq; GGUF blocks).",
-             {"q"});
+  parser.add(
+      "quantization", &quantization,
+      "fp8 turns the weights of linear layers into 8-bit floats at load; auto takes what the "
+      "checkpoint holds (fp8, compressed-tensors, modelopt, awq, gptq; GGUF blocks).",
+      {"q"});
   parser.choices("quantization",
                  {"auto", "none", "fp8", "compressed-tensors", "modelopt", "awq", "gptq"});
   parser.add("load_format", &load_format,
@@ -131,8 +132,7 @@ void ModelFlags::declare_engine(ArgParser& parser) {
              "Share of a GPU's memory to use.", {"mem_fraction_static"});
   parser.add("kv_cache_dtype", &engine.kv_cache_dtype,
              "Type of cached keys and values; fp8 (e4m3) halves their memory.");
-  parser.choices("kv_cache_dtype",
-                 {"auto", "float32", "float16", "bfloat16", "fp8", "fp8_e4m3"});
+  parser.choices("kv_cache_dtype", {"auto", "float32", "float16", "bfloat16", "fp8", "fp8_e4m3"});
   parser.add("enforce_eager", &engine.enforce_eager, "Do not record decode steps as CUDA graphs.");
   parser.add("enable_prefix_caching", &engine.enable_prefix_caching,
              "Reuse the keys and values of prompts with the same beginning.");

@@ -30,8 +30,9 @@ struct EngineOptions {
   int64_t kv_cache_memory_bytes = 0;      // 0: automatic
   double gpu_memory_utilization = 0.92;   // of a GPU's memory; on the CPU the automatic size is a
                                           // quarter of what is free, at most 4 GiB
-  std::string kv_cache_dtype = "auto";    // auto (the compute dtype) | float32 | float16 | bfloat16 | fp8
-  bool enforce_eager = false;             // no recorded decode steps (they exist on GPUs only)
+  std::string kv_cache_dtype =
+      "auto";                  // auto (the compute dtype) | float32 | float16 | bfloat16 | fp8
+  bool enforce_eager = false;  // no recorded decode steps (they exist on GPUs only)
   bool enable_prefix_caching = true;
   bool enable_chunked_prefill = true;
   std::string scheduling_policy = "fcfs";  // fcfs | priority

@@ -347,9 +347,8 @@ LoadedModel load_model(const std::string& path, const LoadOptions& options) {
   }
   std::optional<QuantizedTensors> quantized;
   try {
-    quantized.emplace(
-        source.config, source.reader.get(),
-        [&](const std::string& name) { return names ? names->find(name) : nullptr; });
+    quantized.emplace(source.config, source.reader.get(),
+                      [&](const std::string& name) { return names ? names->find(name) : nullptr; });
     request_quantization(*loaded.model, *quantized, options.quantization, dummy);
   } catch (const Error& e) {
     fail("{}: {}", path, e.what());

@@ -40,9 +40,9 @@ constexpr int kAwqOrder[8] = {0, 2, 4, 6, 1, 3, 5, 7};
 
 // w = s (q - z): unsigned codes of a packed matrix, for rows [begin, end) of w.
 struct UnpackedRows {
-  std::vector<uint8_t> q;   // [rows, K]
-  std::vector<int32_t> z;   // [rows, G]
-  std::vector<float> s;     // [rows, G]
+  std::vector<uint8_t> q;  // [rows, K]
+  std::vector<int32_t> z;  // [rows, G]
+  std::vector<float> s;    // [rows, G]
 };
 
 class Unpacker {
@@ -229,8 +229,9 @@ QuantizedTensors::QuantizedTensors(const Json& config, const CheckpointReader* r
 }
 
 bool QuantizedTensors::is_auxiliary(const std::string& name) {
-  for (const char* ending : {".input_scale", ".k_scale", ".v_scale", ".output_scale",
-                             ".weight_shape", ".input_zero_point", ".weight_zero_point", ".g_idx"}) {
+  for (const char* ending :
+       {".input_scale", ".k_scale", ".v_scale", ".output_scale", ".weight_shape",
+        ".input_zero_point", ".weight_zero_point", ".g_idx"}) {
     if (name.ends_with(ending)) return true;
   }
   return false;
@@ -255,8 +256,10 @@ void QuantizedTensors::find_group(QuantizedMatrix& matrix, int64_t num_groups) c
       return;
     }
   }
-  check(num_groups == 1, "{}: tensor '{}' has {} groups of scales for {} columns, which no group_size "
-        "of config.json makes", matrix.scales->file, matrix.scales->name, num_groups, k);
+  check(num_groups == 1,
+        "{}: tensor '{}' has {} groups of scales for {} columns, which no group_size "
+        "of config.json makes",
+        matrix.scales->file, matrix.scales->name, num_groups, k);
   matrix.group = k;
 }
 
@@ -291,11 +294,12 @@ std::optional<QuantizedMatrix> QuantizedTensors::find(const std::string& name,
     const bool rows = s == Shape{n} || s == Shape{n, 1};
     const bool blocks =
         matrix.form == kFp8 && s == Shape{ceil_div(n, block_rows_), ceil_div(k, block_columns_)};
-    check(is_float(matrix.scales->dtype) && (s.numel() == 1 || rows || blocks),
-          "{}: tensor '{}' is {} {}, which are no scales for the tensor, its rows or blocks of {} x "
-          "{} of {}",
-          matrix.scales->file, matrix.scales->name, dtype_name(matrix.scales->dtype), s,
-          block_rows_, block_columns_, shape);
+    check(
+        is_float(matrix.scales->dtype) && (s.numel() == 1 || rows || blocks),
+        "{}: tensor '{}' is {} {}, which are no scales for the tensor, its rows or blocks of {} x "
+        "{} of {}",
+        matrix.scales->file, matrix.scales->name, dtype_name(matrix.scales->dtype), s, block_rows_,
+        block_columns_, shape);
     return matrix;
   }
   if (const TensorEntry* codes = find_(prefix + "qweight")) {
@@ -310,8 +314,8 @@ std::optional<QuantizedMatrix> QuantizedTensors::find(const std::string& name,
     matrix.bits = awq || codes->shape[0] * 8 == k ? 4 : 8;
     const int64_t per_word = 32 / matrix.bits;
     check(awq ? n % 8 == 0 : k % per_word == 0 && n % per_word == 0,
-          "{}: tensor '{}' has words of {} values, which {} are not whole", codes->file, codes->name,
-          per_word, shape);
+          "{}: tensor '{}' has words of {} values, which {} are not whole", codes->file,
+          codes->name, per_word, shape);
     expect(codes, DType::kI32, awq ? Shape{k, n / 8} : Shape{k / per_word, n});
     matrix.scales = require(prefix, {"scales"});
     const int64_t groups = matrix.scales->shape.dims() == 2 ? matrix.scales->shape[0] : 0;

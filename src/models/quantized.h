@@ -72,9 +72,9 @@ class QuantizedTensors {
   const CheckpointReader* reader_;
   Find find_;
   std::string method_;
-  std::vector<int64_t> groups_;           // group sizes that the config names
+  std::vector<int64_t> groups_;                     // group sizes that the config names
   int64_t block_rows_ = 128, block_columns_ = 128;  // of fp8
-  int zero_offset_ = 0;                   // what GPTQ takes off zero points when it packs them
+  int zero_offset_ = 0;  // what GPTQ takes off zero points when it packs them
 };
 
 }  // namespace reft

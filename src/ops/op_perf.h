@@ -167,50 +167,53 @@ inline void perf_decode(const OpPerf& perf, const PerfModel& m, Device device, i
 // Products of a decoding step with quantised weights on the device of a card: several copies of the
 // weight, recorded in a graph, so that none stays in a cache. Bytes: of the weights as they are
 // stored in the checkpoint.
-inline void perf_quantized(const OpPerf& perf, Device device, DType dtype, int64_t n, int64_t k,
-                           int64_t tokens, bool gated) {
-  const std::string name = fmt::format("linear {}{} N={} K={} T={}", dtype_name(dtype),
-                                       gated ? " gated" : "", n, k, tokens);
-  if (!perf.wants(name)) return;
+// `data`: [N, K] floats, made at the first need.
+inline void perf_quantized(const OpPerf& perf, Device device, int64_t n, int64_t k, DType dtype,
+                           bool gated, Tensor& data) {
+  const auto name_of = [&](int64_t tokens) {
+    return fmt::format("linear {}{} N={} K={} T={}", dtype_name(dtype), gated ? " gated" : "", n, k,
+                       tokens);
+  };
+  constexpr int64_t kTokens[] = {1, 4, 16, 32, 64, 256, 2048};
+  if (std::ranges::none_of(kTokens, [&](int64_t t) { return perf.wants(name_of(t)); })) return;
+  if (!data.defined()) data = random_values({n, k}, 1, 0.02f);
   constexpr int kCopies = 8;
-  const Tensor data = random_values({n, k}, 1, 0.02f);
   std::vector<Weight> weights;
   for (int i = 0; i < kCopies; ++i) {
-    Weight w;
-    if (dtype == DType::kF8E4M3) {
-      w = Weight::from(data.to(DType::kBF16));
-      quantize_weight(w, device);
-    } else {
-      w = Weight::from(data.to(dtype));
-    }
+    const bool fp8 = dtype == DType::kF8E4M3;
+    Weight w = Weight::from(data.to(fp8 ? DType::kBF16 : dtype));
+    if (fp8) quantize_weight(w, device);
     prepare_weight(w, device, DType::kBF16);
     weights.push_back(std::move(w));
   }
-  const Tensor x = random_values({tokens, k}, 2).to(DType::kBF16).to(device);
-  const auto step = [&] {
-    for (const Weight& w : weights)
-      gated ? gated_linear(x, w, {}, Activation::kSilu) : linear(x, w);
-  };
-  step();
-  const auto graph = record_graph(device, step);
-  perf.line(
-      name, static_cast<double>(row_bytes(dtype, k) * n),
-      2.0 * static_cast<double>(tokens * n * k),
-      [&] {
-        graph->replay();
-        x.to(kCpuDevice);  // waits for it
-      },
-      kCopies);
+  for (const int64_t tokens : kTokens) {
+    if (!perf.wants(name_of(tokens))) continue;
+    const Tensor x = random_values({tokens, k}, 2).to(DType::kBF16).to(device);
+    const auto step = [&] {
+      for (const Weight& w : weights)
+        gated ? gated_linear(x, w, {}, Activation::kSilu) : linear(x, w);
+    };
+    step();
+    const auto graph = record_graph(device, step);
+    perf.line(
+        name_of(tokens), static_cast<double>(row_bytes(dtype, k) * n),
+        2.0 * static_cast<double>(tokens * n * k),
+        [&] {
+          graph->replay();
+          x.rows(0, 1).to(kCpuDevice);  // waits for it
+        },
+        kCopies);
+  }
 }
 
-// The shapes of Qwen3-8B.
+// The shapes of Qwen3-8B: qkv, output, gate and up, down.
 inline void perf_quantized(const OpPerf& perf, Device device) {
-  for (const DType dtype : {DType::kBF16, DType::kF8E4M3, DType::kQ4_0, DType::kQ4_1, DType::kQ8_0}) {
-    for (const int64_t tokens : {1, 4, 16, 32, 64, 256, 2048}) {
-      perf_quantized(perf, device, dtype, 6144, 4096, tokens, false);
-      perf_quantized(perf, device, dtype, 4096, 4096, tokens, false);
-      perf_quantized(perf, device, dtype, 24576, 4096, tokens, true);
-      perf_quantized(perf, device, dtype, 4096, 12288, tokens, false);
+  constexpr int64_t kShapes[][2] = {{6144, 4096}, {4096, 4096}, {24576, 4096}, {4096, 12288}};
+  for (const auto& [n, k] : kShapes) {
+    Tensor data;
+    for (const DType dtype :
+         {DType::kBF16, DType::kF8E4M3, DType::kQ4_0, DType::kQ4_1, DType::kQ8_0}) {
+      perf_quantized(perf, device, n, k, dtype, n == 24576, data);
     }
   }
 }

@@ -178,7 +178,8 @@ void run_case(const Weight& weight, int64_t tokens, bool with_bias, DType dtype,
                               : rounded;
   double worst = excess(got, want, added, relative, out_dtype);
   if (fp8 && !on_cpu && worst > 0) {  // x in fp8: sums in the precision of that instruction
-    const Product other = product(through_fp8(x, weight.scales.dims() == 2), w, added, tokens, n, k);
+    const Product other =
+        product(through_fp8(x, weight.scales.dims() == 2), w, added, tokens, n, k);
     worst = excess(got, other, added, 0x1p-11, out_dtype);
     EXPECT_GT(tokens, 64) << "few rows keep their activations";
   }
@@ -208,8 +209,9 @@ void run_cases(Device device, int64_t k_step, Make make) {
 TEST(QuantizedLinear, BlocksMatchOracle) {
   for (const Device device : test_devices()) {
     for (const DType type : kBlockTypes) {
-      run_cases(device, dtype_info(type).block_elems,
-                [&](int64_t n, int64_t k) { return Weight::from(random_blocks({n, k}, type, 2)); });
+      run_cases(device, dtype_info(type).block_elems, [&](int64_t n, int64_t k) {
+        return Weight::from(random_blocks({n, k}, type, 2));
+      });
     }
   }
 }
@@ -284,8 +286,7 @@ TEST(QuantizedLinear, EmbeddingLooksBlocksUp) {
         Weight table = Weight::from(blocks);
         prepare_weight(table, device, DType::kBF16, /*keep_data=*/true);
         const std::vector<int32_t> ids = {20, 0, 7, 8, 9, 7};
-        const Tensor out =
-            embedding(Tensor::from_vector(ids).to(device), table, dtype, 2.0f);
+        const Tensor out = embedding(Tensor::from_vector(ids).to(device), table, dtype, 2.0f);
         const std::vector<double> values = doubles(blocks.to(DType::kF32));
         std::vector<double> want;
         for (const int32_t id : ids) {
@@ -308,8 +309,8 @@ TEST(QuantizeFp8, IsTheNearestCodeOfTheScaledValue) {
           x = x.to(dtype);
           const int64_t groups = group == 0 ? 1 : (k + group - 1) / group;
           Tensor codes = Tensor::empty({5, k}, DType::kF8E4M3, device);
-          Tensor scales = Tensor::empty(group == 0 ? Shape{5} : Shape{groups, 5}, DType::kF32,
-                                        device);
+          Tensor scales =
+              Tensor::empty(group == 0 ? Shape{5} : Shape{groups, 5}, DType::kF32, device);
           quantize_fp8(x.to(device), group, codes, scales);
           const std::vector<double> got = doubles(codes), scale = doubles(scales);
           const std::vector<double> want = through_fp8(x, group != 0);

@@ -22,8 +22,8 @@ inline constexpr int64_t kFp8Block = 128;
 
 struct Weight {
   Tensor data;    // [N, K] row-major; may be undefined when only `packed` is kept
-  Tensor scales;  // float8_e4m3 only: float32, by which the codes are multiplied, [N] (one a row) or
-                  // [⌈N/128⌉, ⌈K/128⌉] (one for each block of 128 × 128); else undefined
+  Tensor scales;  // float8_e4m3 only: float32, by which the codes are multiplied, [N] (one a row)
+                  // or [⌈N/128⌉, ⌈K/128⌉] (one for each block of 128 × 128); else undefined
   std::shared_ptr<const PackedWeight>
       packed;                 // null until prepare_weight, or when the backend uses `data`
   DType dtype = DType::kF32;  // of `data`

@@ -9,7 +9,8 @@
 //
 //   nibbles  512 bytes   16 for each lane; word u has unit u: pair p in bits 4p and 16 + 4p; of
 //                        formats with a table, byte-like: bits 16j + 4 (0, 2, 1, 3)[i]
-//   bytes    1024 bytes  twice 16 for each lane, of units 0 … 1 and 2 … 3: word u % 2 * 2 + j has byte
+//   bytes    1024 bytes  twice 16 for each lane, of units 0 … 1 and 2 … 3: word u % 2 * 2 + j has
+//   byte
 //                        (0, 2, 1, 3)[i], signed
 //   twos     256 bytes   8 for each lane: word u / 2 has pair p in bits b and 16 + b, b = 2 (4 (u %
 //                        2) + p); the upper two bits of Q6_K codes, else the lower
@@ -31,7 +32,7 @@ struct TileFormat {
   bool bytes = false;
   bool twos = false;
   bool ones = false;
-  bool table = false;      // codes are an index into 16 signed bytes
+  bool table = false;  // codes are an index into 16 signed bytes
   bool two_level = false;
   bool min = false;
   bool bf16_scale = false;
@@ -70,7 +71,7 @@ constexpr TileFormat tile_format(DType dtype) {
   }
 }
 
-inline constexpr int kTileRows = 8;      // rows of a record
+inline constexpr int kTileRows = 8;       // rows of a record
 inline constexpr int kTileColumns = 128;  // columns of a record
 inline constexpr int kTileUnits = kTileColumns / kBlockUnit;
 

@@ -1,6 +1,7 @@
 // The blocks of GGUF taken apart, for backends that lay them out anew: 32 values of a row as codes,
 // scales and minimums. A value is scale * code + min, in the two-level formats (super_scale *
-// scales[g]) * code + super_min * mins[g] with g the half of the 32. Plain code for host and device.
+// scales[g]) * code + super_min * mins[g] with g the half of the 32. Plain code for host and
+// device.
 #pragma once
 
 #include <cstdint>
@@ -65,7 +66,9 @@ REFT_HOST_DEVICE inline void read_k_scale(const uint8_t* s, int i, UnitValues& o
 }
 
 // Minimums are subtracted in the K formats and added in our layouts.
-REFT_HOST_DEVICE inline uint16_t negated(uint16_t half) { return static_cast<uint16_t>(half ^ 0x8000u); }
+REFT_HOST_DEVICE inline uint16_t negated(uint16_t half) {
+  return static_cast<uint16_t>(half ^ 0x8000u);
+}
 
 // Reads unit `u` (32 values) of the block at `b`; u is 0 for blocks of 32.
 template <DType kType>

@@ -98,8 +98,9 @@ constexpr size_t shared_bytes() {
   return 4 * tile_bytes<T, kDim>() + size_t{kDecode ? 16 : 16 * kWarps} * (kDim + 8) * sizeof(T);
 }
 
-// Queues the copy of keys [key0, key0 + 64) of one head into a tile; fp8 is widened on the way. Keys
-// outside [begin, end) become zeros: what lies behind a window may be gone from the block table.
+// Queues the copy of keys [key0, key0 + 64) of one head into a tile; fp8 is widened on the way.
+// Keys outside [begin, end) become zeros: what lies behind a window may be gone from the block
+// table.
 template <class T, int kDim, class C>
 __device__ __forceinline__ void load_tile(T* tile, const C* cache, const AttentionShape& s,
                                           const int32_t* table, int kv_head, int64_t key0,
@@ -345,8 +346,9 @@ void launch_tiles(Tensor& out, const Tensor& q, const PagedKv& kv, const Attenti
                   dim3 grid) {
   constexpr size_t kBytes = shared_bytes<T, kDim, kDecode>();
   static_assert(!kDecode || kBytes >= sizeof(float) * kWarps * 16 * (kDim + 2));
-  static const cudaError_t raised = cudaFuncSetAttribute(
-      tile_attention_kernel<T, C, kDim, kDecode>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  static const cudaError_t raised =
+      cudaFuncSetAttribute(tile_attention_kernel<T, C, kDim, kDecode>,
+                           cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   cuda_check(raised, "raising the shared memory of paged_attention");
   launch_dependent("paged_attention", tile_attention_kernel<T, C, kDim, kDecode>, q.device().index,
                    grid, kThreads, kBytes, ptr<T>(out), ptr<T>(q), ptr<C>(kv.k), ptr<C>(kv.v), s);
@@ -361,7 +363,7 @@ void run_tiles(Tensor& out, const Tensor& q, const PagedKv& kv, const AttentionB
   if (rows > 16) {
     if (std::is_same_v<T, C> && hopper_attention(out, q, kv, batch, s)) return;
     launch_tiles<T, C, kDim, false>(out, q, kv, s,
-                                 dim3(blocks_for(rows, 16 * kWarps), kv_heads, sequences));
+                                    dim3(blocks_for(rows, 16 * kWarps), kv_heads, sequences));
     return;
   }
   // Decoding waits for memory, not for arithmetic: as many splits as fill the multiprocessors
@@ -380,7 +382,7 @@ void run_tiles(Tensor& out, const Tensor& q, const PagedKv& kv, const AttentionB
     s.partial = ptr<float>(partial);
   }
   launch_tiles<T, C, kDim, true>(out, q, kv, s,
-                              dim3(static_cast<unsigned>(s.num_splits), kv_heads, sequences));
+                                 dim3(static_cast<unsigned>(s.num_splits), kv_heads, sequences));
   if (s.num_splits > 1) {
     launch_dependent("paged_attention (combine)", combine_kernel<T, kDim>, q.device().index,
                      dim3(static_cast<unsigned>(rows), kv_heads, sequences), std::min(kDim, 128), 0,

@@ -30,9 +30,9 @@ struct RopeInputs {
   bool interleaved;
 };
 
-// Shared memory: a ring of key and value tiles for each warp (with fp8 in the cache, behind one pair
-// of tiles in which they are widened), the queries, the newest key and value, and 8 floats for each
-// thread (9, so that they lie in different banks). C: the element of the cache.
+// Shared memory: a ring of key and value tiles for each warp (with fp8 in the cache, behind one
+// pair of tiles in which they are widened), the queries, the newest key and value, and 8 floats for
+// each thread (9, so that they lie in different banks). C: the element of the cache.
 template <class T, class C, int kDim>
 struct Layout {
   static constexpr bool kWiden = !std::is_same_v<T, C>;
@@ -455,7 +455,7 @@ __global__ void __launch_bounds__(kThreads, Layout<T, C, kDim>::kBlocksPerSm)
   }
   cp_async_wait<0>();
   merge_and_store<T, C, kDim>(out + (int64_t{sequence} * s.num_heads + blockIdx.y * group) * kDim,
-                           state, rings, group, active, s);
+                              state, rings, group, active, s);
 }
 
 template <class T, class C, int kDim>
@@ -484,10 +484,9 @@ bool rope_attention_cuda(Tensor& out, const Tensor& qkv, const Tensor& positions
   const bool fp8 = kv.k.dtype() == DType::kF8E4M3;
   if ((major != 9 && major != 10) ||  // clusters, and the shared memory
       qkv.dtype() == DType::kF32 || (!fp8 && qkv.dtype() != kv.k.dtype()) ||
-      batch.max_query_len != 1 ||
-      qkv.size(0) != batch.context_len.size(0) || heads > kMaxGroup * kv.k.size(1) ||
-      qkv.stride(0) % 8 != 0 || !aligned_16(qkv.raw()) || !aligned_16(kv.k.raw()) ||
-      !aligned_16(kv.v.raw())) {
+      batch.max_query_len != 1 || qkv.size(0) != batch.context_len.size(0) ||
+      heads > kMaxGroup * kv.k.size(1) || qkv.stride(0) % 8 != 0 || !aligned_16(qkv.raw()) ||
+      !aligned_16(kv.k.raw()) || !aligned_16(kv.v.raw())) {
     return false;
   }
   const auto optional = [](const Tensor& t) { return t.defined() ? ptr<float>(t) : nullptr; };

@@ -354,8 +354,7 @@ bool can_stream(const Tensor& x, const Tensor& w) {
 
 bool gated_linear_cuda(Tensor& y, const Tensor& x, const Weight& weight, const Tensor& bias,
                        Activation activation) {
-  if (weight.packed != nullptr)
-    return blocks_gated_linear_cuda(y, x, weight, bias, activation);
+  if (weight.packed != nullptr) return blocks_gated_linear_cuda(y, x, weight, bias, activation);
   if (weight.scales.defined()) return fp8_gated_linear_cuda(y, x, weight, bias, activation);
   const int64_t tokens = x.size(0);
   // 8 rows of the gate and 8 of `up` fill a block: no block may hold both an end and a beginning.

@@ -128,8 +128,9 @@ __global__ void __launch_bounds__(kWarps * 32)
         for (int i = 0; i < kTiles; ++i) {
 #pragma unroll
           for (int j = 0; j < 2; ++j) {
-            b[i][j] = inside ? *reinterpret_cast<const uint2*>(x_rows[i] + unit * kBlockUnit + 16 * j)
-                             : make_uint2(0, 0);
+            b[i][j] = inside
+                          ? *reinterpret_cast<const uint2*>(x_rows[i] + unit * kBlockUnit + 16 * j)
+                          : make_uint2(0, 0);
           }
         }
         float sum[kTiles][4] = {}, x_sum[kTiles][4] = {};
@@ -156,15 +157,16 @@ __global__ void __launch_bounds__(kWarps * 32)
         };
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-          const uint32_t w[4] = {
-              code_pair<kType, T>(codes[s][0], u, 2 * j), code_pair<kType, T>(codes[s][1], u, 2 * j),
-              code_pair<kType, T>(codes[s][0], u, 2 * j + 1),
-              code_pair<kType, T>(codes[s][1], u, 2 * j + 1)};
+          const uint32_t w[4] = {code_pair<kType, T>(codes[s][0], u, 2 * j),
+                                 code_pair<kType, T>(codes[s][1], u, 2 * j),
+                                 code_pair<kType, T>(codes[s][0], u, 2 * j + 1),
+                                 code_pair<kType, T>(codes[s][1], u, 2 * j + 1)};
 #pragma unroll
           for (int i = 0; i < kTiles; ++i) {
             mma_16816<T>(sum[i], w, b[i][j].x, b[i][j].y);
             // All rows: the sums of x itself, for the minimums.
-            if constexpr (tile_format(kType).min) mma_16816<T>(x_sum[i], ones, b[i][j].x, b[i][j].y);
+            if constexpr (tile_format(kType).min)
+              mma_16816<T>(x_sum[i], ones, b[i][j].x, b[i][j].y);
           }
           if constexpr (kFormat.groups == 2) apply(j);
         }

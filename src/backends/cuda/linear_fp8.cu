@@ -12,7 +12,7 @@ namespace reft {
 namespace {
 
 constexpr int kWarps = 8;
-constexpr int kSlice = 64;  // columns that a warp takes at a time
+constexpr int kSlice = 64;    // columns that a warp takes at a time
 constexpr int kInFlight = 4;  // slices
 constexpr int64_t kStreamTokens = 64;
 constexpr int64_t kStreamPass = 32;
@@ -31,8 +31,8 @@ __global__ void __launch_bounds__(kWarps * 32)
   const T* x_rows[kTiles];
 #pragma unroll
   for (int i = 0; i < kTiles; ++i) {
-    x_rows[i] = static_cast<const T*>(a.x) +
-                min(int64_t{i * 8 + g}, a.tokens - 1) * a.x_stride + t * 16;
+    x_rows[i] =
+        static_cast<const T*>(a.x) + min(int64_t{i * 8 + g}, a.tokens - 1) * a.x_stride + t * 16;
   }
   float d[kTiles][4] = {};
   const int slices = static_cast<int>(a.k / kSlice);
@@ -104,8 +104,7 @@ __global__ void expand_fp8_kernel(T* out, const uint8_t* w, const float* scales,
   if (i >= count) return;
   const int64_t row = begin + i / k, column = i % k;
   const float scale =
-      scale_stride == 0 ? scales[row]
-                        : scales[row / kFp8Block * scale_stride + column / kFp8Block];
+      scale_stride == 0 ? scales[row] : scales[row / kFp8Block * scale_stride + column / kFp8Block];
   __nv_fp8_e4m3 code;
   code.__x = w[row * k + column];
   out[i] = as<T>(as_float(code) * scale);
