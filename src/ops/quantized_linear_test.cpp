@@ -318,7 +318,7 @@ TEST(QuantizeFp8, IsTheNearestCodeOfTheScaledValue) {
             const size_t row = i / static_cast<size_t>(k), column = i % static_cast<size_t>(k);
             const size_t at = (group == 0 ? 0 : column / kFp8Block * 5) + row;
             ASSERT_NEAR(got[i] * scale[at], want[i], 1e-7 * std::abs(want[i]))
-                << device << " " << dtype_name(dtype) << " K " << k << " group " << group << " ["
+                << fmt::format("{} ", device) << dtype_name(dtype) << " K " << k << " group " << group << " ["
                 << i << "]";
           }
         }
