@@ -12,6 +12,7 @@
 #include "models/gguf_checkpoint.h"
 #include "models/model.h"
 #include "models/quantized.h"
+#include "tensor/allocator.h"
 #include "tensor/safetensors.h"
 
 namespace reft {
@@ -370,6 +371,9 @@ LoadedModel load_model(const std::string& path, const LoadOptions& options) {
                   options.quiet);
   // What stays of the file are the embedding's rows, where no packed form holds them.
   if (source.reader) source.reader->release_pages();
+
+  // What loading needed for a while: the KV cache takes what is free.
+  if (options.device.type != DeviceType::kCpu) allocator_for(options.device).trim();
 
   loaded.model->visit([&](const std::string& name, Parameter& parameter) {
     if (!source.reader || assignment.count(name) > 0)

@@ -128,6 +128,83 @@ TEST(Load, BadConfigNamesTheKey) {
   }
 }
 
+TEST(Load, BrokenQuantizedCheckpointsNameTheTensor) {
+  struct Case {
+    const char* golden;
+    std::function<void(ModelFolder&)> change;
+    const char* said;
+  };
+  const auto quantization = [](const char* key, Json value) {
+    return
+        [key, value](ModelFolder& folder) { folder.config()["quantization_config"][key] = value; };
+  };
+  const std::string layer = "model.layers.0.";
+  const Case cases[] = {
+      {"quant_awq", quantization("bits", 3), "awq with 3 bits"},
+      {"quant_awq", quantization("version", "gemv"), "gemv"},
+      {"quant_awq", quantization("group_size", 48), "group_size"},
+      {"quant_awq", quantization("quant_method", "gptq"), "qweight"},
+      {"quant_awq", quantization("quant_method", "aqlm"), "aqlm"},
+      {"quant_awq", [&](ModelFolder& f) { f.drop(layer + "mlp.up_proj.qzeros"); },
+       "mlp.up_proj.qzeros' is missing"},
+      {"quant_awq", [&](ModelFolder& f) { f.drop(layer + "mlp.up_proj.qweight"); },
+       "mlp.up_proj.weight' is missing"},
+      {"quant_awq",
+       [&](ModelFolder& f) {
+         Tensor& t = f.tensor(layer + "self_attn.q_proj.scales");
+         t = t.rows(0, 1);
+       },
+       "self_attn.q_proj.qzeros"},
+      {"quant_gptq_act",
+       [&](ModelFolder& f) {
+         Tensor& t = f.tensor(layer + "mlp.down_proj.g_idx");
+         std::vector<int32_t> groups = t.to_vector<int32_t>();
+         groups[5] = 3;
+         t = Tensor::from_vector(groups);
+       },
+       "names group 3 of 3"},
+      {"quant_fp8_block", [&](ModelFolder& f) { f.drop(layer + "mlp.up_proj.weight_scale_inv"); },
+       "mlp.up_proj.weight_scale_inv"},
+      {"quant_fp8_block", quantization("weight_block_size", {128}), "weight_block_size"},
+      {"quant_fp8_block", quantization("weight_block_size", {64, 128}), "blocks of 64 x 128"},
+      {"quant_fp8_block", quantization("fmt", "e5m2"), "e5m2"},
+      {"quant_packed", [&](ModelFolder& f) { f.drop(layer + "mlp.up_proj.weight_scale"); },
+       "mlp.up_proj.weight_scale' is missing"},
+  };
+  for (const Case& c : cases) {
+    ModelFolder folder(c.golden);
+    c.change(folder);
+    EXPECT_THAT(folder.error(), HasSubstr(c.said)) << c.golden;
+  }
+}
+
+// The parameters that are quantised at load: those of linear layers, but the head.
+TEST(Load, QuantizationIsAskedForByName) {
+  const auto quantized = [](const LoadedModel& loaded) {
+    std::vector<std::string> names;
+    loaded.model->visit([&](const std::string& name, Parameter& parameter) {
+      EXPECT_EQ(parameter.quantize, name.ends_with("_proj.weight")) << name;
+      if (parameter.quantize) names.push_back(name);
+    });
+    return names.size();
+  };
+  ModelFolder plain("llama");
+  const int64_t layers = plain.config().at("num_hidden_layers").get<int64_t>();
+  LoadOptions options{.dtype = "bfloat16", .quantization = "fp8", .quiet = true};
+  EXPECT_EQ(quantized(plain.load(options)), static_cast<size_t>(7 * layers));
+  options.load_format = "dummy";
+  EXPECT_EQ(quantized(plain.load(options)), static_cast<size_t>(7 * layers));
+  options.quantization = "auto";
+  EXPECT_EQ(quantized(ModelFolder("quant_fp8_block").load(options)), 14u);  // as its config says
+
+  options = {.dtype = "bfloat16", .quantization = "gptq", .quiet = true};
+  EXPECT_THAT(plain.error(options), HasSubstr("needs a checkpoint of that kind"));
+  ModelFolder awq("quant_awq");
+  EXPECT_THAT(awq.error(options), HasSubstr("the checkpoint's quant_method is 'awq'"));
+  options.quantization = "awq";
+  EXPECT_EQ(awq.error(options), "");
+}
+
 TEST(Load, BadRotaryParametersNameTheKey) {
   struct Case {
     const char* key;

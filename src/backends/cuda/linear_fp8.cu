@@ -141,7 +141,7 @@ void launch_stream(Tensor& y, const Tensor& x, const Weight& weight, const Tenso
   });
 }
 
-// Both operands in fp8.
+// Both operands in fp8. Returns false, having done nothing, where cuBLASLt has no such product.
 bool multiply_fp8(Tensor& y, const Tensor& x, const Weight& weight) {
   const int64_t tokens = x.size(0), k = x.size(1);
   if (k % 16 != 0 || weight.out_features % 16 != 0) return false;
@@ -183,16 +183,22 @@ bool fp8_gated_linear_cuda(Tensor& y, const Tensor& x, const Weight& weight, con
 
 void fp8_linear_cuda(Tensor& y, const Tensor& x, const Weight& weight, const Tensor& bias) {
   const int64_t tokens = x.size(0);
-  if (tokens <= kStreamTokens && can_stream(x, weight)) {
+  if (tokens > kStreamPass) {
+    // cuBLASLt takes scales of blocks for a multiple of 4 rows only.
+    const int64_t whole = weight.scales.dims() == 2 ? tokens / 4 * 4 : tokens;
+    Tensor first = y.rows(0, whole), rest = y.rows(whole, tokens);
+    if (multiply_fp8(first, x.rows(0, whole), weight)) {
+      if (bias.defined()) add_bias_cuda(first, bias);
+      if (whole < tokens) fp8_linear_cuda(rest, x.rows(whole, tokens), weight, bias);
+      return;
+    }
+  }
+  if (tokens <= kStreamTokens && can_stream(x, weight)) {  // again for every few rows
     for (int64_t begin = 0; begin < tokens; begin += kStreamPass) {
       const int64_t end = std::min(tokens, begin + kStreamPass);
       Tensor rows = y.rows(begin, end);
       launch_stream(rows, x.rows(begin, end), weight, bias, false, Activation::kSilu);
     }
-    return;
-  }
-  if (tokens > kStreamTokens && multiply_fp8(y, x, weight)) {
-    if (bias.defined()) add_bias_cuda(y, bias);
     return;
   }
   expanded_linear_cuda(y, x, weight, bias, [&](Tensor& rows, int64_t begin) {
