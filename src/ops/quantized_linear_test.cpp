@@ -179,14 +179,15 @@ void run_case(const Weight& weight, int64_t tokens, bool with_bias, DType dtype,
   const double relative = dtype == DType::kF32 || (!on_cpu && (streams || !fp8) && tokens <= 64)
                               ? (on_cpu ? rounded : exact)
                               : rounded;
-  double worst = excess(got, want, added, relative, out_dtype);
-  if (fp8 && !on_cpu && worst > 0) {  // x in fp8: sums in the precision of that instruction
+  std::vector<double> worst = excess(got, want, added, relative, out_dtype, tokens);
+  if (fp8 && !on_cpu && tokens > 32) {
+    // Rows may have been multiplied in fp8 altogether: sums in the precision of that instruction.
     const Product other =
         product(through_fp8(x, weight.scales.dims() == 2), w, added, tokens, n, k);
-    worst = excess(got, other, added, 0x1p-11, out_dtype);
-    EXPECT_GT(tokens, 32) << "few rows keep their activations";
+    const std::vector<double> second = excess(got, other, added, 0x1p-11, out_dtype, tokens);
+    for (size_t t = 0; t < worst.size(); ++t) worst[t] = std::min(worst[t], second[t]);
   }
-  EXPECT_LE(worst, 0);
+  for (size_t t = 0; t < worst.size(); ++t) EXPECT_LE(worst[t], 0) << "row " << t;
 }
 
 template <class Make>
@@ -240,7 +241,8 @@ TEST(QuantizedLinear, Float32ExpandsExactly) {
       const DType type = weight.dtype;
       prepare_weight(weight, device, DType::kF32);
       const Tensor y = linear(x.to(device), weight);
-      EXPECT_LE(excess(doubles(y), want, {}, 1e-6, DType::kF32), 0) << dtype_name(type);
+      for (const double worst : excess(doubles(y), want, {}, 1e-6, DType::kF32, 5))
+        EXPECT_LE(worst, 0) << dtype_name(type);
     }
   }
 }
