@@ -29,6 +29,26 @@ struct Source {
   bool gguf = false;
 };
 
+// Older tools write what is quantization_config now into a file of its own: AutoGPTQ, AutoAWQ and
+// ModelOpt.
+void adopt_quantization_file(Json& config, const fs::path& folder) {
+  const auto own = config.find("quantization_config");
+  if (own != config.end() && !own->is_null()) return;
+  for (const auto& [name, method] :
+       {std::pair("quantize_config.json", "gptq"), std::pair("quant_config.json", "awq"),
+        std::pair("hf_quant_config.json", "modelopt")}) {
+    if (!fs::exists(folder / name)) continue;
+    Json file = read_json_file((folder / name).string());
+    if (file.is_object() && file.contains("quantization")) file = file["quantization"];
+    check(file.is_object(), "{}: not a JSON object", (folder / name).string());
+    // AutoAWQ's names.
+    if (file.contains("q_group_size")) file["group_size"] = file["q_group_size"];
+    if (!file.contains("quant_method")) file["quant_method"] = method;
+    config["quantization_config"] = std::move(file);
+    return;
+  }
+}
+
 Source open_source(const std::string& path, bool dummy) {
   check(fs::exists(path), "no model at '{}': there is no such file or folder", path);
   Source source;
@@ -58,6 +78,7 @@ Source open_source(const std::string& path, bool dummy) {
     source.generation_config = read_json_file(generation.string());
     check(source.generation_config.is_object(), "{}: not a JSON object", generation.string());
   }
+  adopt_quantization_file(source.config, config_path.parent_path());
   if (!dummy) source.reader = open_checkpoint(path);
   return source;
 }

@@ -178,6 +178,16 @@ TEST(Load, BrokenQuantizedCheckpointsNameTheTensor) {
   }
 }
 
+TEST(Load, QuantizationMayLieInAFileOfItsOwn) {
+  ModelFolder folder("quant_gptq");
+  const LoadedModel want = folder.load();
+  const Json quantization = folder.config()["quantization_config"];
+  folder.config().erase("quantization_config");
+  EXPECT_THAT(folder.error(), HasSubstr("self_attn.q_proj.weight' is missing"));
+  write_file_atomic((folder.path() / "quantize_config.json").string(), quantization.dump());
+  EXPECT_EQ(folder.load().num_parameters, want.num_parameters);
+}
+
 // The parameters that are quantised at load: those of linear layers, but the head.
 TEST(Load, QuantizationIsAskedForByName) {
   const auto quantized = [](const LoadedModel& loaded) {

@@ -13,7 +13,7 @@ namespace reft {
 
 namespace {
 
-constexpr const char* kMethods = "fp8, compressed-tensors, modelopt, awq, gptq";
+constexpr const char* kMethods = "fp8, fbgemm_fp8, compressed-tensors, modelopt, awq, gptq";
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -178,7 +178,7 @@ QuantizedTensors::QuantizedTensors(const Json& config, const CheckpointReader* r
   const auto refuse = [&](const std::string& what) {
     fail("config.json: quantization_config: {} is not supported; known are {}", what, kMethods);
   };
-  if (method_ == "fp8") {
+  if (method_ == "fp8" || method_ == "fbgemm_fp8") {
     const std::string format = text_of(*quantization, "fmt");
     if (!format.empty() && format != "e4m3") refuse("fmt '" + format + "'");
     const Json* block = child(*quantization, "weight_block_size");
