@@ -78,8 +78,16 @@ struct Plan {
 // What the scales of fp8 operands belong to.
 enum class Scales { kNone, kRows, kBlocks };
 
-// dtype of x and w, dtype of y, N, T, K, x's and y's row strides, scales.
-using PlanKey = std::tuple<DType, DType, int64_t, int64_t, int64_t, int64_t, int64_t, Scales>;
+// What addresses are multiples of, as far as the library cares.
+using Alignment = uint32_t;
+Alignment alignment_of(const Tensor& t) {
+  const auto address = reinterpret_cast<uintptr_t>(t.raw()) | 256;
+  return static_cast<Alignment>(address & -address);
+}
+
+// dtype of x and w, dtype of y, N, T, K, x's and y's row strides, scales, alignment of w, x, y.
+using PlanKey = std::tuple<DType, DType, int64_t, int64_t, int64_t, int64_t, int64_t, Scales,
+                           Alignment, Alignment, Alignment>;
 
 struct DeviceBlas {
   cublasLtHandle_t handle = nullptr;
@@ -137,6 +145,16 @@ Plan make_plan(const DeviceBlas& blas, const Tensor& y, const Tensor& x, const T
   blas_check(lt.preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                                &kWorkspaceBytes, sizeof(kWorkspaceBytes)),
              "setting the workspace");
+  // The library takes 256 for granted.
+  for (const auto& [attribute, tensor] :
+       {std::pair(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &w),
+        std::pair(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &x),
+        std::pair(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &y),
+        std::pair(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &y)}) {
+    const Alignment alignment = alignment_of(*tensor);
+    blas_check(lt.preference_set(preference, attribute, &alignment, sizeof(alignment)),
+               "setting an alignment");
+  }
   cublasLtMatmulHeuristicResult_t result{};
   int found = 0;
   const cublasStatus_t status = lt.heuristic(blas.handle, plan.desc, plan.a, plan.b, plan.d, plan.d,
@@ -160,8 +178,9 @@ DeviceBlas& device_blas(Device device) {
 
 const Plan& find_plan(DeviceBlas& blas, const Tensor& y, const Tensor& x, const Tensor& w,
                       Scales scales) {
-  const PlanKey key{x.dtype(), y.dtype(),   w.size(0),   x.size(0),
-                    w.size(1), x.stride(0), y.stride(0), scales};
+  const PlanKey key{x.dtype(),       y.dtype(),       w.size(0),      x.size(0),
+                    w.size(1),       x.stride(0),     y.stride(0),    scales,
+                    alignment_of(w), alignment_of(x), alignment_of(y)};
   auto it = blas.plans.find(key);
   if (it == blas.plans.end()) it = blas.plans.emplace(key, make_plan(blas, y, x, w, scales)).first;
   return it->second;
