@@ -261,9 +261,8 @@ void load_parameters(CausalLmModel& model, const CheckpointReader* reader,
         tensor = dummy_tensor(parameter, name, plan.compute, plan.seed);
       } else if (const auto it = assignment.find(name); it != assignment.end()) {
         if (it->second.quantized) {
-          // A module is trained as a whole or not at all.
-          QuantizedTensors::Data data = plan.quantized->read(
-              *it->second.quantized, plan.compute, trainable || plan.compute == DType::kF32);
+          QuantizedTensors::Data data = plan.quantized->read(*it->second.quantized, plan.compute,
+                                                             plan.compute == DType::kF32);
           if (data.scales.defined()) parameter.set_scales(data.scales);
           parameter.set(data.data);
           bar.advance();
@@ -362,15 +361,20 @@ LoadedModel load_model(const std::string& path, const LoadOptions& options) {
   } catch (const Error& e) {
     fail("{}: {}", path, e.what());
   }
+  bool trains = false;
   if (options.trainable) {
     loaded.model->visit([&](const std::string& name, Parameter& parameter) {
       parameter.trainable = options.trainable(name);
+      trains = trains || parameter.trainable;
     });
   }
   std::optional<QuantizedTensors> quantized;
   try {
     quantized.emplace(source.config, source.reader.get(),
                       [&](const std::string& name) { return names ? names->find(name) : nullptr; });
+    check(!trains || dummy || quantized->method().empty(),
+          "a checkpoint quantised by '{}' cannot be trained; use the unquantised one",
+          quantized->method());
     request_quantization(*loaded.model, *quantized, options.quantization, dummy);
   } catch (const Error& e) {
     fail("{}: {}", path, e.what());

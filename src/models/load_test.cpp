@@ -188,6 +188,14 @@ TEST(Load, QuantizationMayLieInAFileOfItsOwn) {
   EXPECT_EQ(folder.load().num_parameters, want.num_parameters);
 }
 
+TEST(Load, QuantizedCheckpointsAreNotTrained) {
+  const ModelFolder folder("quant_awq");
+  EXPECT_THAT(folder.error({.dtype = "bfloat16",
+                            .quiet = true,
+                            .trainable = [](const std::string&) { return true; }}),
+              HasSubstr("quantised by 'awq' cannot be trained"));
+}
+
 // The parameters that are quantised at load: those of linear layers, but the head.
 TEST(Load, QuantizationIsAskedForByName) {
   const auto quantized = [](const LoadedModel& loaded) {
