@@ -179,9 +179,10 @@ inline void perf_quantized(const OpPerf& perf, Device device, int64_t n, int64_t
   if (!data.defined()) data = random_values({n, k}, 1, 0.02f);
   constexpr int kCopies = 8;
   std::vector<Weight> weights;
+  const bool fp8 = dtype == DType::kF8E4M3;
+  const Tensor stored = data.to(fp8 ? DType::kBF16 : dtype);
   for (int i = 0; i < kCopies; ++i) {
-    const bool fp8 = dtype == DType::kF8E4M3;
-    Weight w = Weight::from(data.to(fp8 ? DType::kBF16 : dtype));
+    Weight w = Weight::from(stored);
     if (fp8) quantize_weight(w, device);
     prepare_weight(w, device, DType::kBF16);
     weights.push_back(std::move(w));
