@@ -166,8 +166,7 @@ inline void perf_decode(const OpPerf& perf, const PerfModel& m, Device device, i
 
 // Products of a decoding step with quantised weights on the device of a card: several copies of the
 // weight, recorded in a graph, so that none stays in a cache. Bytes: of the weights as they are
-// stored in the checkpoint.
-// `data`: [N, K] floats, made at the first need.
+// stored in the checkpoint. `data`: [N, K] floats, made at the first need.
 inline void perf_quantized(const OpPerf& perf, Device device, int64_t n, int64_t k, DType dtype,
                            bool gated, Tensor& data) {
   const auto name_of = [&](int64_t tokens) {
@@ -177,11 +176,12 @@ inline void perf_quantized(const OpPerf& perf, Device device, int64_t n, int64_t
   constexpr int64_t kTokens[] = {1, 4, 16, 32, 64, 256, 2048};
   if (std::ranges::none_of(kTokens, [&](int64_t t) { return perf.wants(name_of(t)); })) return;
   if (!data.defined()) data = random_values({n, k}, 1, 0.02f);
-  constexpr int kCopies = 8;
+  const int64_t bytes = row_bytes(dtype, k) * n;
+  const int copies = static_cast<int>(std::max<int64_t>(4, (int64_t{400} << 20) / bytes));
   std::vector<Weight> weights;
   const bool fp8 = dtype == DType::kF8E4M3;
   const Tensor stored = data.to(fp8 ? DType::kBF16 : dtype);
-  for (int i = 0; i < kCopies; ++i) {
+  for (int i = 0; i < copies; ++i) {
     Weight w = Weight::from(stored);
     if (fp8) quantize_weight(w, device);
     prepare_weight(w, device, DType::kBF16);
@@ -197,13 +197,12 @@ inline void perf_quantized(const OpPerf& perf, Device device, int64_t n, int64_t
     step();
     const auto graph = record_graph(device, step);
     perf.line(
-        name_of(tokens), static_cast<double>(row_bytes(dtype, k) * n),
-        2.0 * static_cast<double>(tokens * n * k),
+        name_of(tokens), static_cast<double>(bytes), 2.0 * static_cast<double>(tokens * n * k),
         [&] {
           graph->replay();
           x.rows(0, 1).to(kCpuDevice);  // waits for it
         },
-        kCopies);
+        copies);
   }
 }
 
