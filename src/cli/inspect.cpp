@@ -70,7 +70,7 @@ struct InspectOptions {
     const ModelInfo& info = lm.info();
     const DType kv_dtype = model.engine.kv_cache_dtype == "auto"
                                ? serving.loaded.compute_dtype
-                               : parse_float_dtype(model.engine.kv_cache_dtype);
+                               : parse_cache_dtype(model.engine.kv_cache_dtype);
     const double block = static_cast<double>(
         KvCache::block_bytes(lm.cache_specs(), model.engine.block_size, kv_dtype));
     const double per_token = block / static_cast<double>(model.engine.block_size);

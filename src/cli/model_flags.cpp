@@ -96,6 +96,13 @@ void ModelFlags::declare_model(ArgParser& parser, bool positional) {
              "blocks; float32 "
              "expands them, for exact results.");
   parser.choices("dtype", {"auto", "float32", "float", "float16", "half", "bfloat16"});
+  parser.add(
+      "quantization", &quantization,
+      "fp8 turns the weights of linear layers into 8-bit floats at load; auto takes what the "
+      "checkpoint holds (fp8, compressed-tensors, modelopt, awq, gptq; GGUF blocks).",
+      {"q"});
+  parser.choices("quantization",
+                 {"auto", "none", "fp8", "compressed-tensors", "modelopt", "awq", "gptq"});
   parser.add("load_format", &load_format,
              "auto reads the checkpoint; dummy fills random weights from config.json alone, for "
              "speed tests.");
@@ -122,8 +129,9 @@ void ModelFlags::declare_engine(ArgParser& parser) {
              "Memory of the KV cache; 0: automatic.");
   parser.add("gpu_memory_utilization", &engine.gpu_memory_utilization,
              "Share of a GPU's memory to use.", {"mem_fraction_static"});
-  parser.add("kv_cache_dtype", &engine.kv_cache_dtype, "Type of cached keys and values.");
-  parser.choices("kv_cache_dtype", {"auto", "float32", "float16", "bfloat16"});
+  parser.add("kv_cache_dtype", &engine.kv_cache_dtype,
+             "Type of cached keys and values; fp8 (e4m3) halves their memory.");
+  parser.choices("kv_cache_dtype", {"auto", "float32", "float16", "bfloat16", "fp8", "fp8_e4m3"});
   parser.add("enforce_eager", &engine.enforce_eager, "Do not record decode steps as CUDA graphs.");
   parser.add("enable_prefix_caching", &engine.enable_prefix_caching,
              "Reuse the keys and values of prompts with the same beginning.");
@@ -194,6 +202,7 @@ ServingModel ModelFlags::load() const {
   LoadOptions options;
   options.device = choose_device(device);
   options.dtype = dtype == "float" ? "float32" : dtype == "half" ? "float16" : dtype;
+  options.quantization = quantization;
   options.load_format = load_format == "dummy" ? "dummy" : "auto";
   options.seed = static_cast<uint64_t>(seed);
   options.max_model_len = engine.max_model_len;

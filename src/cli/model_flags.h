@@ -32,6 +32,7 @@ struct ModelFlags {
   std::string download_dir;
   std::string dtype = "auto";
   std::string device = "auto";
+  std::string quantization = "auto";
   std::string load_format = "auto";
   std::string chat_template;
   bool skip_tokenizer_init = false;

@@ -78,7 +78,7 @@ int64_t step_bytes(const LoadedModel& model, const EngineOptions& options, DType
 KvCache make_cache(const LoadedModel& model, const EngineOptions& options, const KvPlan& plan) {
   try {
     return {model.model->cache_specs(), plan.num_blocks, options.block_size,
-            parse_float_dtype(options.kv_cache_dtype), model.device};
+            parse_cache_dtype(options.kv_cache_dtype), model.device};
   } catch (const Error& e) {
     fail(
         "the KV cache of {} blocks does not fit ({}): use a smaller --gpu_memory_utilization than "
@@ -91,7 +91,7 @@ EngineOptions settle_options(EngineOptions options, const LoadedModel& model, Kv
   check_options(options);
   const ModelInfo& info = model.model->info();
   const DType dtype = options.kv_cache_dtype == "auto" ? model.compute_dtype
-                                                       : parse_float_dtype(options.kv_cache_dtype);
+                                                       : parse_cache_dtype(options.kv_cache_dtype);
   KvFacts facts{
       .block_bytes = KvCache::block_bytes(model.model->cache_specs(), options.block_size, dtype),
       .model_len = info.max_position};

@@ -31,8 +31,9 @@ struct EngineOptions {
   int64_t kv_cache_memory_bytes = 0;      // 0: automatic
   double gpu_memory_utilization = 0.92;   // of a GPU's memory; on the CPU the automatic size is a
                                           // quarter of what is free, at most 4 GiB
-  std::string kv_cache_dtype = "auto";    // auto (the compute dtype) | float32 | float16 | bfloat16
-  bool enforce_eager = false;             // no recorded decode steps (they exist on GPUs only)
+  std::string kv_cache_dtype =
+      "auto";                  // auto (the compute dtype) | float32 | float16 | bfloat16 | fp8
+  bool enforce_eager = false;  // no recorded decode steps (they exist on GPUs only)
   // Whether a step is queued before the tokens that it continues are known (runner.h); unset: on
   // GPUs. On the CPU it only costs time: for tests.
   std::optional<bool> async_scheduling;

@@ -11,6 +11,8 @@
 #include "models/dummy.h"
 #include "models/gguf_checkpoint.h"
 #include "models/model.h"
+#include "models/quantized.h"
+#include "tensor/allocator.h"
 #include "tensor/safetensors.h"
 
 namespace reft {
@@ -26,6 +28,26 @@ struct Source {
   std::unique_ptr<CheckpointReader> reader;  // null for load_format dummy
   bool gguf = false;
 };
+
+// Older tools write what is quantization_config now into a file of its own: AutoGPTQ, AutoAWQ and
+// ModelOpt.
+void adopt_quantization_file(Json& config, const fs::path& folder) {
+  const auto own = config.find("quantization_config");
+  if (own != config.end() && !own->is_null()) return;
+  for (const auto& [name, method] :
+       {std::pair("quantize_config.json", "gptq"), std::pair("quant_config.json", "awq"),
+        std::pair("hf_quant_config.json", "modelopt")}) {
+    if (!fs::exists(folder / name)) continue;
+    Json file = read_json_file((folder / name).string());
+    if (file.is_object() && file.contains("quantization")) file = file["quantization"];
+    check(file.is_object(), "{}: not a JSON object", (folder / name).string());
+    // AutoAWQ's names.
+    if (file.contains("q_group_size")) file["group_size"] = file["q_group_size"];
+    if (!file.contains("quant_method")) file["quant_method"] = method;
+    config["quantization_config"] = std::move(file);
+    return;
+  }
+}
 
 Source open_source(const std::string& path, bool dummy) {
   check(fs::exists(path), "no model at '{}': there is no such file or folder", path);
@@ -56,6 +78,7 @@ Source open_source(const std::string& path, bool dummy) {
     source.generation_config = read_json_file(generation.string());
     check(source.generation_config.is_object(), "{}: not a JSON object", generation.string());
   }
+  adopt_quantization_file(source.config, config_path.parent_path());
   if (!dummy) source.reader = open_checkpoint(path);
   return source;
 }
@@ -79,16 +102,6 @@ const ModelFamily& find_family(const Json& config) {
   fail("config.json: architecture '{}' is not supported; known are {}", architecture, known);
 }
 
-void refuse_quantized(const Json& config) {
-  const auto it = config.find("quantization_config");
-  if (it == config.end() || it->is_null()) return;
-  const std::string method = it->is_object() ? it->value("quant_method", "unknown") : "unknown";
-  fail(
-      "config.json: quantization_config '{}' is not supported; use the unquantised checkpoint or a "
-      "GGUF file",
-      method);
-}
-
 // Checkpoints differ in what stands before the language model's keys: "model." mostly, nothing
 // (saved without the head), "language_model.model." or "model.language_model." (the text part of a
 // multimodal model). Our names have "model.".
@@ -109,7 +122,8 @@ class CanonicalNames {
 
   // Our name of a key; empty where it is none of the language model's.
   std::string name_of(const std::string& key) const {
-    if (key == "lm_head.weight" || key == "language_model.lm_head.weight") return "lm_head.weight";
+    if (key.starts_with("lm_head.")) return key;
+    if (key.starts_with("language_model.lm_head.")) return key.substr(15);
     return key.starts_with(prefix_) ? "model." + key.substr(prefix_.size()) : "";
   }
 
@@ -145,13 +159,25 @@ void settle_tying(Json& config, const CheckpointReader& reader, const CanonicalN
 }
 
 // Where each parameter's tensor is. Everything is checked before the first byte is converted.
-using Assignment = std::unordered_map<std::string, const TensorEntry*>;
+struct Assigned {
+  const TensorEntry* plain = nullptr;
+  std::optional<QuantizedMatrix> quantized;  // where there is no plain one
+};
+using Assignment = std::unordered_map<std::string, Assigned>;
 
 Assignment assign_tensors(CausalLmModel& model, const CheckpointReader& reader,
-                          const CanonicalNames& names, const std::string& path) {
+                          const CanonicalNames& names, const QuantizedTensors& quantized,
+                          const std::string& path) {
   Assignment assignment;
   std::unordered_set<const TensorEntry*> used;
   model.visit([&](const std::string& name, Parameter& parameter) {
+    if (parameter.set_scales) {
+      if (const auto matrix = quantized.find(name, parameter.shape)) {
+        used.insert({matrix->codes, matrix->scales, matrix->zeros, matrix->order});
+        assignment.emplace(name, Assigned{.quantized = matrix});
+        return;
+      }
+    }
     const TensorEntry* entry = names.find(name);
     if (entry == nullptr) {
       check(parameter.optional, "{}: tensor '{}' is missing", path, name);
@@ -163,14 +189,15 @@ Assignment assign_tensors(CausalLmModel& model, const CheckpointReader& reader,
     check(is_float(entry->dtype) || is_block_format(entry->dtype),
           "{}: tensor '{}' is {}, which is not supported here", entry->file, entry->name,
           dtype_name(entry->dtype));
-    assignment.emplace(name, entry);
+    assignment.emplace(name, Assigned{.plain = entry});
     used.insert(entry);
   });
   int64_t num_extra = 0;
   std::string examples;
   for (const TensorEntry& entry : reader.entries()) {
     const std::string& name = entry.name;
-    const bool expected = name.ends_with("rotary_emb.inv_freq") || name.ends_with(kHeadName);
+    const bool expected = name.ends_with("rotary_emb.inv_freq") || name.ends_with(kHeadName) ||
+                          (!quantized.method().empty() && QuantizedTensors::is_auxiliary(name));
     if (used.count(&entry) > 0 || expected) continue;
     if (++num_extra <= 3) examples += (examples.empty() ? "" : ", ") + name;
   }
@@ -194,6 +221,7 @@ DType stored_dtype(const CheckpointReader& reader, const CanonicalNames& names) 
 
 struct LoadPlan {
   DType compute;
+  const QuantizedTensors* quantized;  // null for dummy weights
   bool convert;  // plain weights become `compute`; else they stay as the file has them
   Device device;
   uint64_t seed;
@@ -232,7 +260,15 @@ void load_parameters(CausalLmModel& model, const CheckpointReader* reader,
       if (reader == nullptr) {
         tensor = dummy_tensor(parameter, name, plan.compute, plan.seed);
       } else if (const auto it = assignment.find(name); it != assignment.end()) {
-        tensor = reader->read(it->second->name);
+        if (it->second.quantized) {
+          QuantizedTensors::Data data = plan.quantized->read(*it->second.quantized, plan.compute,
+                                                             plan.compute == DType::kF32);
+          if (data.scales.defined()) parameter.set_scales(data.scales);
+          parameter.set(data.data);
+          bar.advance();
+          continue;
+        }
+        tensor = reader->read(it->second.plain->name);
       } else {
         bar.advance();
         continue;
@@ -262,13 +298,31 @@ std::unique_ptr<CausalLmModel> create_model(Source& source,
                                             const std::optional<CanonicalNames>& names,
                                             const LoadOptions& options) {
   const ModelFamily& family = find_family(source.config);
-  refuse_quantized(source.config);
   if (names) {
     settle_tying(source.config, *source.reader, *names);
     if (!read_dtype(source.config))
       source.config["dtype"] = dtype_name(stored_dtype(*source.reader, *names));
   }
   return family.create(source.config, options);
+}
+
+// `wanted` is the user's, beside what the checkpoint says. Dummy weights are floats: an fp8
+// checkpoint's become fp8 too.
+void request_quantization(CausalLmModel& model, const QuantizedTensors& quantized,
+                          const std::string& wanted, bool dummy) {
+  const std::string& stored = quantized.method();
+  const bool as_stored = wanted == "auto" || wanted == stored;
+  check(as_stored || stored.empty(),
+        "quantization '{}' was asked for, but the checkpoint's quant_method is '{}'", wanted,
+        stored);
+  if (as_stored ? !(dummy && stored == "fp8") : wanted == "none") return;
+  check(as_stored || wanted == "fp8",
+        "quantization '{}' needs a checkpoint of that kind; at load, weights can be turned into "
+        "fp8",
+        wanted);
+  model.visit([&](const std::string& name, Parameter& parameter) {
+    parameter.quantize = parameter.set_scales && name != kHeadName && !parameter.trainable;
+  });
 }
 
 }  // namespace
@@ -307,10 +361,23 @@ LoadedModel load_model(const std::string& path, const LoadOptions& options) {
   } catch (const Error& e) {
     fail("{}: {}", path, e.what());
   }
+  bool trains = false;
   if (options.trainable) {
     loaded.model->visit([&](const std::string& name, Parameter& parameter) {
       parameter.trainable = options.trainable(name);
+      trains = trains || parameter.trainable;
     });
+  }
+  std::optional<QuantizedTensors> quantized;
+  try {
+    quantized.emplace(source.config, source.reader.get(),
+                      [&](const std::string& name) { return names ? names->find(name) : nullptr; });
+    check(!trains || dummy || quantized->method().empty(),
+          "a checkpoint quantised by '{}' cannot be trained; use the unquantised one",
+          quantized->method());
+    request_quantization(*loaded.model, *quantized, options.quantization, dummy);
+  } catch (const Error& e) {
+    fail("{}: {}", path, e.what());
   }
   const bool as_stored = options.dtype == "auto";
   loaded.device = options.device;
@@ -318,15 +385,20 @@ LoadedModel load_model(const std::string& path, const LoadOptions& options) {
       as_stored ? loaded.model->info().checkpoint_dtype : parse_float_dtype(options.dtype);
 
   Assignment assignment;
-  if (source.reader) assignment = assign_tensors(*loaded.model, *source.reader, *names, path);
+  if (source.reader)
+    assignment = assign_tensors(*loaded.model, *source.reader, *names, *quantized, path);
   load_parameters(*loaded.model, source.reader.get(), assignment,
                   {.compute = loaded.compute_dtype,
+                   .quantized = &*quantized,
                    .convert = !(as_stored && source.gguf),
                    .device = options.device,
                    .seed = options.seed},
                   options.quiet);
   // What stays of the file are the embedding's rows, where no packed form holds them.
   if (source.reader) source.reader->release_pages();
+
+  // What loading needed for a while: the KV cache takes what is free.
+  if (options.device.type != DeviceType::kCpu) allocator_for(options.device).trim();
 
   loaded.model->visit([&](const std::string& name, Parameter& parameter) {
     if (!source.reader || assignment.count(name) > 0)

@@ -113,7 +113,7 @@ TEST(Load, BadConfigNamesTheKey) {
       {"attention_bias", 1},
       {"dtype", "int4"},
       {"rope_parameters", 7},
-      {"quantization_config", {{"quant_method", "gptq"}}},
+      {"quantization_config", {{"quant_method", "bitsandbytes"}}},
   };
   for (const Case& c : cases) {
     ModelFolder folder("llama");
@@ -126,6 +126,101 @@ TEST(Load, BadConfigNamesTheKey) {
     EXPECT_THAT(error, HasSubstr(c.key)) << c.key << " = " << c.value;
     EXPECT_THAT(error, HasSubstr("config.json")) << c.key << " = " << c.value;
   }
+}
+
+TEST(Load, BrokenQuantizedCheckpointsNameTheTensor) {
+  struct Case {
+    const char* golden;
+    std::function<void(ModelFolder&)> change;
+    const char* said;
+  };
+  const auto quantization = [](const char* key, Json value) {
+    return
+        [key, value](ModelFolder& folder) { folder.config()["quantization_config"][key] = value; };
+  };
+  const std::string layer = "model.layers.0.";
+  const Case cases[] = {
+      {"quant_awq", quantization("bits", 3), "awq with 3 bits"},
+      {"quant_awq", quantization("version", "gemv"), "gemv"},
+      {"quant_awq", quantization("group_size", 48), "group_size"},
+      {"quant_awq", quantization("quant_method", "gptq"), "qweight"},
+      {"quant_awq", quantization("quant_method", "aqlm"), "aqlm"},
+      {"quant_awq", [&](ModelFolder& f) { f.drop(layer + "mlp.up_proj.qzeros"); },
+       "mlp.up_proj.qzeros' is missing"},
+      {"quant_awq", [&](ModelFolder& f) { f.drop(layer + "mlp.up_proj.qweight"); },
+       "mlp.up_proj.weight' is missing"},
+      {"quant_awq",
+       [&](ModelFolder& f) {
+         Tensor& t = f.tensor(layer + "self_attn.q_proj.scales");
+         t = t.rows(0, 1);
+       },
+       "self_attn.q_proj.qzeros"},
+      {"quant_gptq_act",
+       [&](ModelFolder& f) {
+         Tensor& t = f.tensor(layer + "mlp.down_proj.g_idx");
+         std::vector<int32_t> groups = t.to_vector<int32_t>();
+         groups[5] = 3;
+         t = Tensor::from_vector(groups);
+       },
+       "names group 3 of 3"},
+      {"quant_fp8_block", [&](ModelFolder& f) { f.drop(layer + "mlp.up_proj.weight_scale_inv"); },
+       "mlp.up_proj.weight_scale_inv"},
+      {"quant_fp8_block", quantization("weight_block_size", {128}), "weight_block_size"},
+      {"quant_fp8_block", quantization("weight_block_size", {64, 128}), "blocks of 64 x 128"},
+      {"quant_fp8_block", quantization("fmt", "e5m2"), "e5m2"},
+      {"quant_packed", [&](ModelFolder& f) { f.drop(layer + "mlp.up_proj.weight_scale"); },
+       "mlp.up_proj.weight_scale' is missing"},
+  };
+  for (const Case& c : cases) {
+    ModelFolder folder(c.golden);
+    c.change(folder);
+    EXPECT_THAT(folder.error(), HasSubstr(c.said)) << c.golden;
+  }
+}
+
+TEST(Load, QuantizationMayLieInAFileOfItsOwn) {
+  ModelFolder folder("quant_gptq");
+  const LoadedModel want = folder.load();
+  const Json quantization = folder.config()["quantization_config"];
+  folder.config().erase("quantization_config");
+  EXPECT_THAT(folder.error(), HasSubstr("self_attn.q_proj.weight' is missing"));
+  write_file_atomic((folder.path() / "quantize_config.json").string(), quantization.dump());
+  EXPECT_EQ(folder.load().num_parameters, want.num_parameters);
+}
+
+TEST(Load, QuantizedCheckpointsAreNotTrained) {
+  const ModelFolder folder("quant_awq");
+  EXPECT_THAT(folder.error({.dtype = "bfloat16",
+                            .quiet = true,
+                            .trainable = [](const std::string&) { return true; }}),
+              HasSubstr("quantised by 'awq' cannot be trained"));
+}
+
+// The parameters that are quantised at load: those of linear layers, but the head.
+TEST(Load, QuantizationIsAskedForByName) {
+  const auto quantized = [](const LoadedModel& loaded) {
+    std::vector<std::string> names;
+    loaded.model->visit([&](const std::string& name, Parameter& parameter) {
+      EXPECT_EQ(parameter.quantize, name.ends_with("_proj.weight")) << name;
+      if (parameter.quantize) names.push_back(name);
+    });
+    return names.size();
+  };
+  ModelFolder plain("llama");
+  const int64_t layers = plain.config().at("num_hidden_layers").get<int64_t>();
+  LoadOptions options{.dtype = "bfloat16", .quantization = "fp8", .quiet = true};
+  EXPECT_EQ(quantized(plain.load(options)), static_cast<size_t>(7 * layers));
+  options.load_format = "dummy";
+  EXPECT_EQ(quantized(plain.load(options)), static_cast<size_t>(7 * layers));
+  options.quantization = "auto";
+  EXPECT_EQ(quantized(ModelFolder("quant_fp8_block").load(options)), 14u);  // as its config says
+
+  options = {.dtype = "bfloat16", .quantization = "gptq", .quiet = true};
+  EXPECT_THAT(plain.error(options), HasSubstr("needs a checkpoint of that kind"));
+  ModelFolder awq("quant_awq");
+  EXPECT_THAT(awq.error(options), HasSubstr("the checkpoint's quant_method is 'awq'"));
+  options.quantization = "awq";
+  EXPECT_EQ(awq.error(options), "");
 }
 
 TEST(Load, BadRotaryParametersNameTheKey) {

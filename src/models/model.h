@@ -60,6 +60,9 @@ struct LoadOptions {
   Device device = kCpuDevice;
   std::string dtype = "auto";  // auto | float32 | float16 | bfloat16; auto: the checkpoint's, GGUF
                                // blocks as they are
+  // auto: as the checkpoint's quantization_config says | none | fp8: float weights of linear layers
+  // (but the head) become fp8 with a scale per row | the checkpoint's own method by name.
+  std::string quantization = "auto";
   std::string load_format = "auto";  // auto | dummy (random weights from config.json alone)
   uint64_t seed = 0;                 // for dummy
   int64_t max_model_len = 0;         // sizes the rotary tables; 0: the model's own

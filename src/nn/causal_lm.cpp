@@ -33,11 +33,9 @@ void Embedding::finish_loading(Device device, DType compute) {
     place(own_parameters()[0], weight_.data, device);
   } else if (is_head_) {
     prepare_weight(weight_, device, compute, /*keep_data=*/true);
+  } else if (device.type != DeviceType::kCpu && is_block_format(weight_.dtype)) {
+    prepare_weight(weight_, device, compute, /*keep_data=*/true);  // which can look rows up
   } else {
-    // Only the CPU looks rows up in block formats.
-    const bool expand = device.type != DeviceType::kCpu && is_block_format(weight_.dtype);
-    if (expand) weight_.data = weight_.data.to(compute);
-    weight_.dtype = weight_.data.dtype();
     weight_.data = weight_.data.to(device);
   }
 }

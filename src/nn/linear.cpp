@@ -24,6 +24,30 @@ void share_rows(const Tensor& data, std::vector<Parameter>& parameters, size_t f
   }
 }
 
+// Tensors first … last - 1, one below the other; lets go of them.
+Tensor stack(std::vector<Tensor>& parts, size_t first, size_t last) {
+  if (last == first + 1 || !parts[first].defined()) return std::move(parts[first]);
+  int64_t rows = 0;
+  for (size_t i = first; i < last; ++i) rows += parts[i].size(0);
+  Shape shape = parts[first].dims() == 1 ? Shape{rows} : Shape{rows, parts[first].size(1)};
+  const Tensor all = Tensor::empty(shape, parts[first].dtype());
+  std::byte* to = all.raw();
+  for (size_t i = first; i < last; ++i) {
+    const Tensor part = parts[i].contiguous();
+    std::memcpy(to, part.raw(), static_cast<size_t>(part.nbytes()));
+    to += part.nbytes();
+    parts[i] = {};
+  }
+  return all;
+}
+
+// Whether a part's scales may follow those of `rows` rows: blocks must not straddle parts.
+bool scales_join(const Tensor& above, const Tensor& below, int64_t rows) {
+  if (above.defined() != below.defined()) return false;
+  return !above.defined() ||
+         (above.dims() == below.dims() && (above.dims() == 1 || rows % kFp8Block == 0));
+}
+
 }  // namespace
 
 Linear::Linear(Module* parent, std::string name, int64_t in_features, int64_t out_features,
@@ -41,10 +65,12 @@ void Linear::add_part(const std::string& prefix, int64_t out_features, bool bias
   const size_t index = part_weights_.size();
   const int64_t begin = out_features_;
   part_weights_.emplace_back();
+  part_scales_.emplace_back();
   out_features_ += out_features;
   add_parameter({.name = prefix + "weight",
                  .shape = {out_features, in_features_},
-                 .set = [this, index](const Tensor& t) { part_weights_[index] = t; }});
+                 .set = [this, index](const Tensor& t) { part_weights_[index] = t; },
+                 .set_scales = [this, index](const Tensor& t) { part_scales_[index] = t; }});
   if (!bias) return;
   add_parameter(
       {.name = prefix + "bias",
@@ -60,24 +86,16 @@ void Linear::finish_loading(Device device, DType compute) {
   for (size_t i = 0; i < part_weights_.size();) {
     size_t end = i + 1;
     int64_t rows = part_weights_[i].size(0);
-    while (end < part_weights_.size() && part_weights_[end].dtype() == part_weights_[i].dtype()) {
+    while (end < part_weights_.size() && part_weights_[end].dtype() == part_weights_[i].dtype() &&
+           scales_join(part_scales_[i], part_scales_[end], rows)) {
       rows += part_weights_[end++].size(0);
     }
-    Tensor data = part_weights_[i];
-    if (end > i + 1) {
-      data = Tensor::empty({rows, in_features_}, data.dtype());
-      std::byte* to = data.raw();
-      for (size_t p = i; p < end; ++p) {
-        const Tensor part = part_weights_[p].contiguous();
-        std::memcpy(to, part.raw(), static_cast<size_t>(part.nbytes()));
-        to += part.nbytes();
-        part_weights_[p] = {};
-      }
-    }
-    Group group{Weight::from(std::move(data)), begin};
+    Group group{Weight::from(stack(part_weights_, i, end), stack(part_scales_, i, end)), begin};
     if (is_trainable()) {
       finish_training_group(group, i, end, device);
     } else {
+      if (own_parameters()[0].quantize && is_float(group.weight.dtype))
+        quantize_weight(group.weight, device);
       prepare_weight(group.weight, device, compute);
     }
     groups_.push_back(std::move(group));
@@ -85,6 +103,7 @@ void Linear::finish_loading(Device device, DType compute) {
     i = end;
   }
   part_weights_.clear();
+  part_scales_.clear();
   if (!bias_.defined()) return;
   if (!is_trainable()) {
     bias_ = bias_.to(device);

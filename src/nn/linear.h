@@ -34,8 +34,8 @@ class Linear : public Module {
   int64_t out_features() const { return out_features_; }
 
   // Neighbouring parts of one dtype become one weight; others stay apart (GGUF mixes block
-  // formats). When a part is trainable, all stay plain, with gradients for every part of that
-  // weight.
+  // formats), as do fp8 parts whose blocks would not line up. When a part is trainable, all stay
+  // plain, with gradients for every part of that weight.
   void finish_loading(Device device, DType compute) override;
   int64_t weight_bytes() const override;
 
@@ -52,6 +52,7 @@ class Linear : public Module {
   int64_t out_features_ = 0;
   bool has_bias_ = false;
   std::vector<Tensor> part_weights_;  // as the file has them, until finish_loading
+  std::vector<Tensor> part_scales_;   // of fp8, else undefined
   std::vector<Group> groups_;
   Tensor bias_;  // [N] float32, or undefined
 };

@@ -18,11 +18,16 @@ struct Parameter {
   bool optional = false;  // absent in some checkpoints (a bias, a tied head)
   std::function<void(const Tensor&)>
       set;  // receives the file's tensor (CPU view, file's dtype, exact shape)
+  // Of a matrix that may be fp8: receives its scales (see Weight) beside `set`. Null: floats and
+  // block formats only.
+  std::function<void(const Tensor&)> set_scales;
   // A tensor for `--load_format dummy`: random normal with this standard deviation around this
   // mean.
   float dummy_mean = 0.0f;
   float dummy_std = 0.02f;
 
+  // Set before loading, where there is set_scales: floats become fp8 (see quantize_weight).
+  bool quantize = false;
   // Set before loading: the weights stay plain data that an optimizer updates in place.
   bool trainable = false;
   // After loading, of a trainable parameter: its live data, in the dtype that was asked for (norms

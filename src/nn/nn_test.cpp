@@ -115,6 +115,28 @@ INSTANTIATE_TEST_SUITE_P(Dtypes, FusedLinear,
                                          std::vector{DType::kQ4_0, DType::kQ4_0, DType::kQ8_0},
                                          std::vector{DType::kQ8_0, DType::kF16, DType::kBF16}));
 
+TEST(Linear, QuantizedAtLoadIsTheProductOfItsCodes) {
+  const Tensor up = random_tensor({24, 64}, 1), down = random_tensor({16, 64}, 2);
+  Module root;
+  Linear linear(&root, 64, {{"up", 24}, {"down", 16}});
+  set_parameter(root, "up.weight", up.to(DType::kBF16));
+  set_parameter(root, "down.weight", down.to(DType::kBF16));
+  root.visit([](const std::string&, Parameter& parameter) { parameter.quantize = true; });
+  linear.finish_loading(kCpuDevice, DType::kF32);
+  const Tensor x = random_tensor({3, 64}, 3), y = linear(x);
+  int64_t begin = 0;
+  for (const Tensor& part : {up, down}) {
+    Weight weight = Weight::from(part.to(DType::kBF16));
+    quantize_weight(weight, kCpuDevice);
+    const Tensor values = expand_scaled(weight.data, weight.scales, DType::kF32);
+    const Tensor want = reference(x, values, Tensor::zeros({part.size(0)}, DType::kF32));
+    const Tensor got = y.columns(begin, begin + part.size(0)).contiguous();
+    for (int64_t i = 0; i < want.numel(); ++i)
+      EXPECT_NEAR(got.data<float>()[i], want.data<float>()[i], 2e-5f) << i;
+    begin += part.size(0);
+  }
+}
+
 TEST(Embedding, ScaleIsRoundedToTheTablesDtype) {
   const Tensor table = random_tensor({5, 32}, 3);
   const float scale = std::sqrt(3456.0f);  // 58.79 is 58.75 in bfloat16

@@ -32,7 +32,7 @@ namespace {
 
 void check_kv(const char* op, const PagedKv& kv, Device device) {
   check(kv.k.defined() && kv.v.defined() && kv.k.dims() == 4 && kv.k.shape() == kv.v.shape() &&
-            kv.k.dtype() == kv.v.dtype() && is_float(kv.k.dtype()) && kv.k.is_contiguous() &&
+            kv.k.dtype() == kv.v.dtype() && is_cache_dtype(kv.k.dtype()) && kv.k.is_contiguous() &&
             kv.v.is_contiguous() && kv.k.device() == device && kv.v.device() == device,
         "{}: the cache must be two contiguous float tensors [N, Hk, P, Dh] on {}, got {} and {}",
         op, device, kv.k, kv.v);

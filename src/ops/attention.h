@@ -10,8 +10,8 @@
 
 namespace reft {
 
-// The keys and values of one layer. k, v: [N, Hk, P, Dh] in the cache dtype (float32, float16 or
-// bfloat16).
+// The keys and values of one layer. k, v: [N, Hk, P, Dh] in the cache dtype: float32, float16,
+// bfloat16, or float8_e4m3 without a scale (what is above 448 becomes 448).
 struct PagedKv {
   Tensor k;
   Tensor v;

@@ -5,13 +5,14 @@
 #include <numeric>
 
 #include "ops/op_cases.h"
+#include "tensor/dequantize.h"
 
 namespace reft {
 namespace {
 
 const bool covered = cover_ops({"qk_norm_rope_cache", "paged_attention"});
 
-constexpr DType kCacheTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
+constexpr DType kCacheTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kF8E4M3};
 
 struct Sequence {
   int64_t queries, context;
@@ -38,9 +39,7 @@ struct Problem {
 };
 
 void put(Tensor& cache, int64_t at, float value) {
-  if (cache.dtype() == DType::kF32) cache.data<float>()[at] = value;
-  if (cache.dtype() == DType::kF16) cache.data<f16>()[at] = to_f16(value);
-  if (cache.dtype() == DType::kBF16) cache.data<bf16>()[at] = to_bf16(value);
+  quantize_row(cache.dtype(), &value, cache.raw() + at * row_bytes(cache.dtype(), 1), 1);
 }
 
 Problem make_problem(const AttentionCase& c, DType cache_type, Device device) {

@@ -47,6 +47,7 @@ inline std::vector<DType> activation_dtypes(Device device) {
 
 // Half an ulp of the dtype relative to the value, with room for a few roundings inside an op.
 inline double tolerance(DType dtype) {
+  if (dtype == DType::kF8E4M3) return 0.26;
   return dtype == DType::kF32 ? 4e-6 : dtype == DType::kF16 ? 2e-3 : 1.6e-2;
 }
 

@@ -164,6 +164,60 @@ inline void perf_decode(const OpPerf& perf, const PerfModel& m, Device device, i
   });
 }
 
+// Products of a decoding step with quantised weights on the device of a card: several copies of the
+// weight, recorded in a graph, so that none stays in a cache. Bytes: of the weights as they are
+// stored in the checkpoint. `data`: [N, K] floats, made at the first need.
+inline void perf_quantized(const OpPerf& perf, Device device, int64_t n, int64_t k, DType dtype,
+                           bool gated, Tensor& data) {
+  const auto name_of = [&](int64_t tokens) {
+    return fmt::format("linear {}{} N={} K={} T={}", dtype_name(dtype), gated ? " gated" : "", n, k,
+                       tokens);
+  };
+  constexpr int64_t kTokens[] = {1, 4, 16, 32, 64, 256, 2048};
+  if (std::ranges::none_of(kTokens, [&](int64_t t) { return perf.wants(name_of(t)); })) return;
+  if (!data.defined()) data = random_values({n, k}, 1, 0.02f);
+  const int64_t bytes = row_bytes(dtype, k) * n;
+  const int copies = static_cast<int>(std::max<int64_t>(4, (int64_t{400} << 20) / bytes));
+  std::vector<Weight> weights;
+  const bool fp8 = dtype == DType::kF8E4M3;
+  const Tensor stored = data.to(fp8 ? DType::kBF16 : dtype);
+  for (int i = 0; i < copies; ++i) {
+    Weight w = Weight::from(stored);
+    if (fp8) quantize_weight(w, device);
+    prepare_weight(w, device, DType::kBF16);
+    weights.push_back(std::move(w));
+  }
+  for (const int64_t tokens : kTokens) {
+    if (!perf.wants(name_of(tokens))) continue;
+    const Tensor x = random_values({tokens, k}, 2).to(DType::kBF16).to(device);
+    const auto step = [&] {
+      for (const Weight& w : weights)
+        gated ? gated_linear(x, w, {}, Activation::kSilu) : linear(x, w);
+    };
+    step();
+    const auto graph = record_graph(device, step);
+    perf.line(
+        name_of(tokens), static_cast<double>(bytes), 2.0 * static_cast<double>(tokens * n * k),
+        [&] {
+          graph->replay();
+          x.rows(0, 1).to(kCpuDevice);  // waits for it
+        },
+        copies);
+  }
+}
+
+// The shapes of Qwen3-8B: qkv, output, gate and up, down.
+inline void perf_quantized(const OpPerf& perf, Device device) {
+  constexpr int64_t kShapes[][2] = {{6144, 4096}, {4096, 4096}, {24576, 4096}, {4096, 12288}};
+  for (const auto& [n, k] : kShapes) {
+    Tensor data;
+    for (const DType dtype :
+         {DType::kBF16, DType::kF8E4M3, DType::kQ4_0, DType::kQ4_1, DType::kQ8_0}) {
+      perf_quantized(perf, device, n, k, dtype, n == 24576, data);
+    }
+  }
+}
+
 inline void perf_sampling(const OpPerf& perf, const PerfModel& m, Device device, int64_t rows) {
   const std::string at = fmt::format("{} R={} {}", m.name, rows, device_name(device));
   Tensor logits = random_values({rows, m.vocab}, 1, 3.0f).to(device);
@@ -231,6 +285,9 @@ inline void print_op_perf(const std::string& filter) {
       for (const int64_t rows : {1, 32, 256}) perf_sampling(perf, m, device, rows);
     }
     perf_optimizer(perf, m);
+  }
+  for (const Device device : test_devices()) {
+    if (has_op_graphs(device)) perf_quantized(perf, device);
   }
 }
 

@@ -170,7 +170,7 @@ const std::vector<Case> kCases = {
 TEST(RopeAttention, MatchesItsParts) {
   for (const Device device : test_devices()) {
     for (const DType dtype : activation_dtypes(device)) {
-      for (const DType cache_type : {DType::kF32, DType::kF16, DType::kBF16}) {
+      for (const DType cache_type : {DType::kF32, DType::kF16, DType::kBF16, DType::kF8E4M3}) {
         for (const auto& c : kCases) {
           const std::string what = c.name + ", cache " + dtype_name(cache_type) + ", " +
                                    dtype_name(dtype) + ", " + fmt::format("{}", device);

@@ -50,6 +50,26 @@ float from_e4m3(Byte code) {
 }
 float from_e5m2(Byte code) { return to_float(f16{static_cast<uint16_t>(code << 8)}); }
 
+// Round to nearest even. Saturates at 448, as conversion instructions for e4m3 do; NaN stays NaN.
+Byte to_e4m3(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  const uint32_t sign = bits >> 24 & 0x80u;
+  uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return static_cast<Byte>(sign | 0x7fu);
+  magnitude = std::min(magnitude, std::bit_cast<uint32_t>(448.0f));
+  if (magnitude < std::bit_cast<uint32_t>(0x1p-6f)) {  // below the smallest normal: steps of 2^-9
+    const float steps = std::nearbyint(std::bit_cast<float>(magnitude) * 0x1p9f);
+    return static_cast<Byte>(sign | static_cast<uint32_t>(steps));
+  }
+  magnitude += 0x7ffffu + (magnitude >> 20 & 1u);
+  return static_cast<Byte>(sign | ((magnitude >> 20) - (120u << 3)));
+}
+
+void narrow_e4m3(const float* in, void* out, int64_t n) {
+  Byte* codes = static_cast<Byte*>(out);
+  for (int64_t i = 0; i < n; ++i) codes[i] = to_e4m3(in[i]);
+}
+
 template <float (*kConvert)(Byte)>
 void expand_fp8(const void* in, float* out, int64_t n) {
   static const auto table = [] {
@@ -403,6 +423,8 @@ void quantize_row(DType dtype, const float* values, void* blocks, int64_t elems)
       return narrow<f16>(values, blocks, elems);
     case DType::kBF16:
       return narrow<bf16>(values, blocks, elems);
+    case DType::kF8E4M3:
+      return narrow_e4m3(values, blocks, elems);
     case DType::kQ4_0:
       return quantize_blocks<quantize_symmetric<4>>(dtype, values, blocks, elems);
     case DType::kQ4_1:

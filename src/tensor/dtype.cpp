@@ -27,6 +27,11 @@ DType parse_float_dtype(std::string_view name) {
   fail("unknown dtype '{}': expected float32, float16 or bfloat16", name);
 }
 
+DType parse_cache_dtype(std::string_view name) {
+  if (name == "fp8" || name == "fp8_e4m3" || name == "float8_e4m3") return DType::kF8E4M3;
+  return parse_float_dtype(name);
+}
+
 int64_t row_bytes(DType dtype, int64_t elems) {
   const DTypeInfo& info = dtype_info(dtype);
   check(elems % info.block_elems == 0, "{} elements are not whole {} blocks of {}", elems,

@@ -50,6 +50,10 @@ inline bool is_block_format(DType dtype) { return dtype >= DType::kQ4_0; }
 inline bool is_float(DType dtype) { return dtype <= DType::kBF16; }
 // Accepts float32/fp32/f32, float16/half/fp16/f16, bfloat16/bf16. Throws Error on anything else.
 DType parse_float_dtype(std::string_view name);
+// What keys and values may be kept in: a float dtype or float8_e4m3.
+inline bool is_cache_dtype(DType dtype) { return is_float(dtype) || dtype == DType::kF8E4M3; }
+// The float dtypes, and fp8, fp8_e4m3, float8_e4m3. Throws Error on anything else.
+DType parse_cache_dtype(std::string_view name);
 // Bytes of `elems` consecutive elements of a row; throws Error unless they are whole blocks.
 int64_t row_bytes(DType dtype, int64_t elems);
 

@@ -18,7 +18,7 @@ run "$programs/test_engine" --gtest_filter='*EngineGolden*'
 if [ "${SANITIZE:-1}" = 1 ]; then
   for tool in memcheck racecheck; do
     run compute-sanitizer --tool "$tool" "$programs/test_ops" \
-      --gtest_filter='RopeAttention*:PagedAttention*:GatedLinear*:QkNorm*:*RmsNorm*:AddInto*:OpGraph*:GatedActivation*:SoftCap*:PackedAttention.Long*:CopyRows*:Score*:Sample.WildLogits:Sample.Logprobs*:Sample.CountsThePendingToken'
+      --gtest_filter='RopeAttention*:PagedAttention*:GatedLinear*:Quantize*:QkNorm*:*RmsNorm*:AddInto*:OpGraph*:GatedActivation*:SoftCap*:PackedAttention.Long*:CopyRows*:Score*:Sample.WildLogits:Sample.Logprobs*:Sample.CountsThePendingToken'
   done
 fi
 if [ "${HTTP:-0}" = 1 ]; then

@@ -33,7 +33,7 @@ float* scratch(int64_t floats) {
 const float* optional_data(const Tensor& t) { return t.defined() ? t.data<float>() : nullptr; }
 
 void store_row(Tensor& cache, int64_t at, const float* x, int64_t n) {
-  std::byte* to = cache.raw() + at * (cache.dtype() == DType::kF32 ? 4 : 2);
+  std::byte* to = cache.raw() + at * row_bytes(cache.dtype(), 1);
   simd_kernels().convert(to, cache.dtype(), x, n);
 }
 

@@ -245,9 +245,6 @@ void linear_cpu(Tensor& y, const Tensor& x, const Weight& weight, const Tensor& 
 }
 
 void prepare_weight_cpu(Weight& weight, DType compute, bool keep_data) {
-  check(!weight.scales.defined(),
-        "linear: {} weights with separate scales are not supported on the CPU",
-        dtype_name(weight.dtype));
   weight.packed = cpu::pack_weight(weight.data, compute, cpu_features());
   // Packed floats are exact, so that one copy serves both `linear` and `embedding`.
   const auto& packed = static_cast<const cpu::CpuPackedWeight&>(*weight.packed);

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "backends/cpu/simd.h"
+#include "tensor/dequantize.h"
 #include "tensor/float_types.h"
 
 #if defined(__clang__)

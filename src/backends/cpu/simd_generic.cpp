@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "backends/cpu/simd.h"
+#include "tensor/dequantize.h"
 #include "tensor/float_types.h"
 
 namespace reft {

@@ -1,5 +1,6 @@
 // Element-wise ops and row gathers.
 #include "backends/cuda/activation.h"
+#include "backends/cuda/linear_quantized.h"
 #include "ops/embedding.h"
 
 namespace reft {
@@ -77,6 +78,7 @@ void soft_cap_cuda(Tensor& x, float cap) {
 
 void embedding_cuda(Tensor& out, const Tensor& ids, const Weight& table, float scale) {
   if (ids.size(0) == 0) return;
+  if (table.packed != nullptr) return blocks_embedding_cuda(out, ids, table, scale);
   const int64_t vocab = table.data.size(0), d = table.data.size(1);
   dispatch_float(out.dtype(), "embedding", [&](auto out_type) {
     using Out = decltype(out_type);

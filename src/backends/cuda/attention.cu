@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "backends/cuda/attention_tile.h"
+#include "backends/cuda/fp8.h"
 
 namespace reft {
 namespace {
@@ -97,10 +98,11 @@ constexpr size_t shared_bytes() {
   return 4 * tile_bytes<T, kDim>() + size_t{kDecode ? 16 : 16 * kWarps} * (kDim + 8) * sizeof(T);
 }
 
-// Queues the copy of keys [key0, key0 + 64) of one head into a tile. Keys outside [begin, end)
-// become zeros: what lies behind a window may be gone from the block table.
-template <class T, int kDim>
-__device__ __forceinline__ void load_tile(T* tile, const T* cache, const AttentionShape& s,
+// Queues the copy of keys [key0, key0 + 64) of one head into a tile; fp8 is widened on the way.
+// Keys outside [begin, end) become zeros: what lies behind a window may be gone from the block
+// table.
+template <class T, int kDim, class C>
+__device__ __forceinline__ void load_tile(T* tile, const C* cache, const AttentionShape& s,
                                           const int32_t* table, int kv_head, int64_t key0,
                                           int64_t begin, int64_t end) {
   constexpr int kChunks = kDim / 8;
@@ -108,8 +110,17 @@ __device__ __forceinline__ void load_tile(T* tile, const T* cache, const Attenti
     const int row = i / kChunks, chunk = i % kChunks;
     const int64_t key = key0 + row;
     const bool inside = key >= begin && key < end;
-    const T* from = inside ? cache + key_offset(s, table, kv_head, key) + chunk * 8 : cache;
-    cp_async_16(tile + row * (kDim + 8) + chunk * 8, from, inside ? 16 : 0);
+    const C* from = inside ? cache + key_offset(s, table, kv_head, key) + chunk * 8 : cache;
+    T* to = tile + row * (kDim + 8) + chunk * 8;
+    if constexpr (std::is_same_v<T, C>) {
+      cp_async_16(to, from, inside ? 16 : 0);
+    } else {
+      const uint2 codes = inside ? *reinterpret_cast<const uint2*>(from) : make_uint2(0, 0);
+      uint4 wide;
+      expand_fp8<T>(codes.x, wide.x, wide.y);
+      expand_fp8<T>(codes.y, wide.z, wide.w);
+      *reinterpret_cast<uint4*>(to) = wide;
+    }
   }
 }
 
@@ -159,10 +170,10 @@ __device__ __forceinline__ void merge_warps(RowState<kDim>& state, float* buffer
   }
 }
 
-template <class T, int kDim, bool kDecode>
+template <class T, class C, int kDim, bool kDecode>
 __global__ void __launch_bounds__(kThreads)
     tile_attention_kernel(T* __restrict__ out, const T* __restrict__ q,
-                          const T* __restrict__ k_cache, const T* __restrict__ v_cache,
+                          const C* __restrict__ k_cache, const C* __restrict__ v_cache,
                           AttentionShape s) {
   extern __shared__ __align__(16) unsigned char shared[];
   constexpr int kStride = kDim + 8;
@@ -330,28 +341,29 @@ __global__ void combine_kernel(T* __restrict__ out, AttentionShape s) {
   }
 }
 
-template <class T, int kDim, bool kDecode>
+template <class T, class C, int kDim, bool kDecode>
 void launch_tiles(Tensor& out, const Tensor& q, const PagedKv& kv, const AttentionShape& s,
                   dim3 grid) {
   constexpr size_t kBytes = shared_bytes<T, kDim, kDecode>();
   static_assert(!kDecode || kBytes >= sizeof(float) * kWarps * 16 * (kDim + 2));
-  static const cudaError_t raised = cudaFuncSetAttribute(
-      tile_attention_kernel<T, kDim, kDecode>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  static const cudaError_t raised =
+      cudaFuncSetAttribute(tile_attention_kernel<T, C, kDim, kDecode>,
+                           cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   cuda_check(raised, "raising the shared memory of paged_attention");
-  launch_dependent("paged_attention", tile_attention_kernel<T, kDim, kDecode>, q.device().index,
-                   grid, kThreads, kBytes, ptr<T>(out), ptr<T>(q), ptr<T>(kv.k), ptr<T>(kv.v), s);
+  launch_dependent("paged_attention", tile_attention_kernel<T, C, kDim, kDecode>, q.device().index,
+                   grid, kThreads, kBytes, ptr<T>(out), ptr<T>(q), ptr<C>(kv.k), ptr<C>(kv.v), s);
 }
 
-template <class T, int kDim>
+template <class T, class C, int kDim>
 void run_tiles(Tensor& out, const Tensor& q, const PagedKv& kv, const AttentionBatch& batch,
                AttentionShape s) {
   const auto sequences = static_cast<unsigned>(batch.context_len.size(0));
   const auto kv_heads = static_cast<unsigned>(s.num_kv_heads);
   const int64_t rows = batch.max_query_len * (s.num_heads / s.num_kv_heads);
   if (rows > 16) {
-    if (hopper_attention(out, q, kv, batch, s)) return;
-    launch_tiles<T, kDim, false>(out, q, kv, s,
-                                 dim3(blocks_for(rows, 16 * kWarps), kv_heads, sequences));
+    if (std::is_same_v<T, C> && hopper_attention(out, q, kv, batch, s)) return;
+    launch_tiles<T, C, kDim, false>(out, q, kv, s,
+                                    dim3(blocks_for(rows, 16 * kWarps), kv_heads, sequences));
     return;
   }
   // Decoding waits for memory, not for arithmetic: as many splits as fill the multiprocessors
@@ -369,8 +381,8 @@ void run_tiles(Tensor& out, const Tensor& q, const PagedKv& kv, const AttentionB
                             DType::kF32, q.device());
     s.partial = ptr<float>(partial);
   }
-  launch_tiles<T, kDim, true>(out, q, kv, s,
-                              dim3(static_cast<unsigned>(s.num_splits), kv_heads, sequences));
+  launch_tiles<T, C, kDim, true>(out, q, kv, s,
+                                 dim3(static_cast<unsigned>(s.num_splits), kv_heads, sequences));
   if (s.num_splits > 1) {
     launch_dependent("paged_attention (combine)", combine_kernel<T, kDim>, q.device().index,
                      dim3(static_cast<unsigned>(rows), kv_heads, sequences), std::min(kDim, 128), 0,
@@ -383,22 +395,26 @@ void paged_attention_cuda(Tensor& out, const Tensor& q, const PagedKv& kv,
   const int64_t num_tokens = q.size(0);
   if (num_tokens == 0 || batch.context_len.size(0) == 0) return;
   const AttentionShape s = attention_shape(kv, q.size(1), batch, args);
-  if (q.dtype() == kv.k.dtype() && q.dtype() != DType::kF32 && q.is_contiguous()) {
+  const bool fp8 = kv.k.dtype() == DType::kF8E4M3;
+  if ((fp8 || q.dtype() == kv.k.dtype()) && q.dtype() != DType::kF32 && q.is_contiguous()) {
     bool done = true;
-    dispatch_half(q.dtype(), "paged_attention", [&](auto type) {
-      using T = decltype(type);
+    const auto run = [&]<class T, class C>() {
       switch (s.head_dim) {
         case 64:
-          return run_tiles<T, 64>(out, q, kv, batch, s);
+          return run_tiles<T, C, 64>(out, q, kv, batch, s);
         case 96:
-          return run_tiles<T, 96>(out, q, kv, batch, s);
+          return run_tiles<T, C, 96>(out, q, kv, batch, s);
         case 128:
-          return run_tiles<T, 128>(out, q, kv, batch, s);
+          return run_tiles<T, C, 128>(out, q, kv, batch, s);
         case 256:
-          return run_tiles<T, 256>(out, q, kv, batch, s);
+          return run_tiles<T, C, 256>(out, q, kv, batch, s);
         default:
           done = false;
       }
+    };
+    dispatch_half(q.dtype(), "paged_attention", [&](auto type) {
+      using T = decltype(type);
+      fp8 ? run.template operator()<T, __nv_fp8_e4m3>() : run.template operator()<T, T>();
     });
     if (done) return;
   }
@@ -406,7 +422,7 @@ void paged_attention_cuda(Tensor& out, const Tensor& q, const PagedKv& kv,
         kMaxPlainDim);
   dispatch_float(q.dtype(), "paged_attention", [&](auto type) {
     using T = decltype(type);
-    dispatch_float(kv.k.dtype(), "paged_attention", [&](auto cache_type) {
+    dispatch_cache(kv.k.dtype(), "paged_attention", [&](auto cache_type) {
       using C = decltype(cache_type);
       plain_attention_kernel<T, C>
           <<<blocks_for(num_tokens * s.num_heads, 4), 128, 0, stream_of(q)>>>(

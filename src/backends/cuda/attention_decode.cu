@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "backends/cuda/attention_tile.h"
+#include "backends/cuda/fp8.h"
 #include "backends/cuda/hopper.h"
 
 namespace reft {
@@ -29,14 +30,21 @@ struct RopeInputs {
   bool interleaved;
 };
 
-// Shared memory: a ring of key and value tiles for each warp, the queries, the newest key and
-// value, and 8 floats for each thread (9, so that they lie in different banks).
-template <class T, int kDim>
+// Shared memory: a ring of key and value tiles for each warp (with fp8 in the cache, behind one
+// pair of tiles in which they are widened), the queries, the newest key and value, and 8 floats for
+// each thread (9, so that they lie in different banks). C: the element of the cache.
+template <class T, class C, int kDim>
 struct Layout {
+  static constexpr bool kWiden = !std::is_same_v<T, C>;
   static constexpr int kStride = kDim + 8;  // elements of a row; 8 more for different banks
   static constexpr int kTile = kStepKeys * kStride;
   static constexpr int kStages = kDim <= 64 ? 4 : kDim <= 128 ? 3 : 2;
-  static constexpr int kRing = kStages * 2 * kTile;
+  static constexpr int kPerChunk = 16 / sizeof(C);  // elements of the cache
+  static constexpr int kCacheStride = kDim + kPerChunk;
+  static constexpr int kCacheTile = kStepKeys * kCacheStride;
+  static constexpr int kCacheChunks = kDim / kPerChunk;
+  static constexpr int kRing = (kWiden ? 2 * kTile : 0) +  // elements of T
+                               kStages * 2 * kCacheTile / int{sizeof(T) / sizeof(C)};
   static constexpr int kQueries = kMaxGroup * kStride;
   static constexpr size_t kBytes =
       (kWarps * kRing + kQueries + 2 * kDim) * sizeof(T) + kThreads * 9 * sizeof(float);
@@ -55,12 +63,12 @@ struct WarpKeys {
 };
 
 // The copies of a warp's keys and values into its ring.
-template <class T, int kDim>
+template <class T, class C, int kDim>
 class KeyStream {
-  using L = Layout<T, kDim>;
+  using L = Layout<T, C, kDim>;
 
  public:
-  __device__ __forceinline__ KeyStream(T* ring, const T* k_cache, const T* v_cache,
+  __device__ __forceinline__ KeyStream(T* ring, const C* k_cache, const C* v_cache,
                                        const AttentionShape& s, const WarpKeys& keys)
       : ring_(ring),
         k_cache_(k_cache),
@@ -90,34 +98,61 @@ class KeyStream {
       const int lane = threadIdx.x % 32, head = blockIdx.y;
       const int block_row = (place.block * kv_heads_ + head) * static_cast<int>(block_size_);
       const int row = place.block < 0 ? -1 : block_row + place.offset;
-      T* to = k_tile(i);
+      C* to = stage(i);
 #pragma unroll
-      for (int c = 0; c < kStepKeys * L::kChunks / 32; ++c) {
-        const int tile_row = (c * 32 + lane) / L::kChunks, chunk = (c * 32 + lane) % L::kChunks;
+      for (int c = 0; c < kStepKeys * L::kCacheChunks / 32; ++c) {
+        const int tile_row = (c * 32 + lane) / L::kCacheChunks;
+        const int column = (c * 32 + lane) % L::kCacheChunks * L::kPerChunk;
         const int from = __shfl_sync(kFullWarp, row, tile_row);
-        const int64_t offset = from < 0 ? 0 : int64_t{from} * kDim + chunk * 8;
-        T* at = to + tile_row * L::kStride + chunk * 8;
+        const int64_t offset = from < 0 ? 0 : int64_t{from} * kDim + column;
+        C* at = to + tile_row * L::kCacheStride + column;
         cp_async_16(at, k_cache_ + offset, from < 0 ? 0 : 16);
-        cp_async_16(at + L::kTile, v_cache_ + offset, from < 0 ? 0 : 16);
+        cp_async_16(at + L::kCacheTile, v_cache_ + offset, from < 0 ? 0 : 16);
       }
     }
     cp_async_commit();
   }
 
-  __device__ __forceinline__ T* k_tile(int i) const {
-    return ring_ + i % L::kStages * 2 * L::kTile;
+  // The i-th step's keys, with its values behind them, once it has arrived. All lanes together.
+  __device__ __forceinline__ T* tiles(int i) const {
+    if constexpr (!L::kWiden) {
+      return stage(i);
+    } else {
+      const int lane = threadIdx.x % 32;
+      const C* from = stage(i);
+#pragma unroll
+      for (int c = 0; c < 2 * kStepKeys * L::kCacheChunks / 32; ++c) {
+        const int row = (c * 32 + lane) / L::kCacheChunks;  // values follow keys in both
+        const int column = (c * 32 + lane) % L::kCacheChunks * L::kPerChunk;
+        const uint4 codes = *reinterpret_cast<const uint4*>(from + row * L::kCacheStride + column);
+        uint4 low, high;
+        expand_fp8<T>(codes.x, low.x, low.y);
+        expand_fp8<T>(codes.y, low.z, low.w);
+        expand_fp8<T>(codes.z, high.x, high.y);
+        expand_fp8<T>(codes.w, high.z, high.w);
+        auto* to = reinterpret_cast<uint4*>(ring_ + row * L::kStride + column);
+        to[0] = low;
+        to[1] = high;
+      }
+      __syncwarp();
+      return ring_;
+    }
   }
   __device__ __forceinline__ int first_key(int i) const {
     return (keys_.first_step + i * keys_.stride) * kStepKeys;
   }
 
  private:
+  __device__ __forceinline__ C* stage(int i) const {
+    return reinterpret_cast<C*>(ring_ + (L::kWiden ? 2 * L::kTile : 0)) +
+           i % L::kStages * 2 * L::kCacheTile;
+  }
   __device__ __forceinline__ int key_of(int i) const {
     return first_key(i) + static_cast<int>(threadIdx.x) % kStepKeys;
   }
 
   T* ring_;
-  const T *k_cache_, *v_cache_;
+  const C *k_cache_, *v_cache_;
   const int32_t* table_;
   int kv_heads_;
   unsigned block_size_;
@@ -126,9 +161,9 @@ class KeyStream {
 
 // Heads of qkv on their way to shared memory; kLanes neighbouring lanes take a head, each 8
 // elements of it.
-template <class T, int kDim>
+template <class T, class C, int kDim>
 class HeadRows {
-  using L = Layout<T, kDim>;
+  using L = Layout<T, C, kDim>;
   static constexpr int kLanes = kDim <= 64 ? 8 : kDim <= 128 ? 16 : 32;
   static constexpr int kAtOnce = kThreads / kLanes;
   static constexpr int kRounds = (kMaxGroup + 2 + kAtOnce - 1) / kAtOnce;
@@ -159,7 +194,7 @@ class HeadRows {
   // Queries, and with `with_new` the newest key and value: to shared memory, the latter to the
   // cache too (at element `cache_offset`). scratch: 9 floats a thread.
   __device__ __forceinline__ void prepare(T* queries, T* new_kv, float* scratch, const T* qkv,
-                                          T* k_cache, T* v_cache, int64_t cache_offset,
+                                          C* k_cache, C* v_cache, int64_t cache_offset,
                                           bool with_new, int group, const AttentionShape& s,
                                           const RopeInputs& r) const {
     const int num_rows = group + (with_new ? 2 : 0);
@@ -184,11 +219,9 @@ class HeadRows {
       if (row < group) {
         store(queries + row * L::kStride, done);
       } else if (row == group) {
-        store(new_kv, done);
-        store(k_cache + cache_offset, done);
+        store_new(new_kv, k_cache + cache_offset, done);
       } else {
-        store(new_kv + kDim, raw[i]);
-        store(v_cache + cache_offset, raw[i]);
+        store_new(new_kv + kDim, v_cache + cache_offset, raw[i]);
       }
     }
   }
@@ -201,6 +234,19 @@ class HeadRows {
 
   __device__ __forceinline__ void store(T* head, const Vector8<T>& x) const {
     *reinterpret_cast<Vector8<T>*>(head + chunk_ * 8) = x;
+  }
+
+  // To the cache, and what the cache then holds to `head`.
+  __device__ __forceinline__ void store_new(T* head, C* cache, const Vector8<T>& x) const {
+    Vector<C, 8> kept;
+    Vector8<T> read;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      kept.v[j] = as<C>(as_float(x.v[j]));
+      read.v[j] = as<T>(as_float(kept.v[j]));
+    }
+    store(head, read);
+    *reinterpret_cast<Vector<C, 8>*>(cache + chunk_ * 8) = kept;
   }
 
   // Norm and rotation of the lane's elements. Not rounded in between, as in qk_norm_rope_cache.
@@ -272,14 +318,16 @@ __device__ __forceinline__ Merged merge_parts(int parts, int column, Load load) 
 
 // Adds up the warps of the block, then the first `active` blocks of the cluster, and stores the
 // group's outputs at `out`. `rings`: the warps' rings, no longer in use.
-template <class T, int kDim>
+template <class T, class C, int kDim>
 __device__ __forceinline__ void merge_and_store(T* out, RowState<kDim>& state, T* rings, int group,
                                                 int active, const AttentionShape& s) {
-  using L = Layout<T, kDim>;
+  using L = Layout<T, C, kDim>;
   constexpr int kPairs = kDim / 2;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const auto results = [&](int w) { return reinterpret_cast<float*>(rings + w * L::kRing); };
-  float* merged = reinterpret_cast<float*>(rings + 2 * L::kTile);  // the first warp's second stage
+  // Behind the first warp's results: the rest of its ring has room for as much again.
+  static_assert(L::kRing >= 4 * L::kTile);
+  float* merged = reinterpret_cast<float*>(rings + 2 * L::kTile);
   __syncwarp();
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -329,11 +377,11 @@ __device__ __forceinline__ void merge_and_store(T* out, RowState<kDim>& state, T
 // Grid: (blocks of a cluster, KV heads, sequences). The batch's arrays, the keys and values of
 // earlier tokens and the weights are read before await_inputs(): see rope_attention() for what
 // makes that right. Only qkv is made by the kernels just ahead.
-template <class T, int kDim>
-__global__ void __launch_bounds__(kThreads, Layout<T, kDim>::kBlocksPerSm)
-    decode_attention_kernel(T* out, const T* qkv, T* k_cache, T* v_cache, AttentionShape s,
+template <class T, class C, int kDim>
+__global__ void __launch_bounds__(kThreads, Layout<T, C, kDim>::kBlocksPerSm)
+    decode_attention_kernel(T* out, const T* qkv, C* k_cache, C* v_cache, AttentionShape s,
                             RopeInputs r) {
-  using L = Layout<T, kDim>;
+  using L = Layout<T, C, kDim>;
   extern __shared__ __align__(16) unsigned char shared[];
   T* rings = reinterpret_cast<T*>(shared);
   T* queries = rings + kWarps * L::kRing;
@@ -362,11 +410,11 @@ __global__ void __launch_bounds__(kThreads, Layout<T, kDim>::kBlocksPerSm)
                       .stride = workers,
                       .num_steps = worker < steps ? (steps - 1 - worker) / workers + 1 : 0};
 
-  const KeyStream<T, kDim> stream(rings + warp * L::kRing, k_cache, v_cache, s, keys);
-  typename KeyStream<T, kDim>::Place places[L::kStages];
+  const KeyStream<T, C, kDim> stream(rings + warp * L::kRing, k_cache, v_cache, s, keys);
+  typename KeyStream<T, C, kDim>::Place places[L::kStages];
 #pragma unroll
   for (int i = 0; i < L::kStages; ++i) places[i] = stream.place(i);
-  const HeadRows<T, kDim> heads(r, position);
+  const HeadRows<T, C, kDim> heads(r, position);
 #pragma unroll
   for (int i = 0; i < L::kStages; ++i) stream.copy(i, places[i]);
   auto next = stream.place(L::kStages);
@@ -391,7 +439,7 @@ __global__ void __launch_bounds__(kThreads, Layout<T, kDim>::kBlocksPerSm)
   for (int i = 0; i < keys.num_steps; ++i) {
     cp_async_wait<L::kStages - 1>();
     __syncwarp();
-    T* k_tile = stream.k_tile(i);
+    T* k_tile = stream.tiles(i);
     if (is_new && worker == newest_worker && i == keys.num_steps - 1 && lane < L::kChunks) {
       T* row = k_tile + (context - 1) % kStepKeys * L::kStride + lane * 8;
       *reinterpret_cast<uint4*>(row) = *reinterpret_cast<const uint4*>(new_kv + lane * 8);
@@ -406,16 +454,16 @@ __global__ void __launch_bounds__(kThreads, Layout<T, kDim>::kBlocksPerSm)
     next = stream.place(i + L::kStages + 1);
   }
   cp_async_wait<0>();
-  merge_and_store<T, kDim>(out + (int64_t{sequence} * s.num_heads + blockIdx.y * group) * kDim,
-                           state, rings, group, active, s);
+  merge_and_store<T, C, kDim>(out + (int64_t{sequence} * s.num_heads + blockIdx.y * group) * kDim,
+                              state, rings, group, active, s);
 }
 
-template <class T, int kDim>
+template <class T, class C, int kDim>
 void launch_decode(Tensor& out, const Tensor& qkv, const PagedKv& kv, const AttentionShape& s,
                    const RopeInputs& r) {
-  using L = Layout<T, kDim>;
+  using L = Layout<T, C, kDim>;
   static const cudaError_t raised = cudaFuncSetAttribute(
-      decode_attention_kernel<T, kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, L::kBytes);
+      decode_attention_kernel<T, C, kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, L::kBytes);
   cuda_check(raised, "raising the shared memory of rope_attention");
   const auto sequences = static_cast<unsigned>(qkv.size(0));
   const auto kv_heads = static_cast<unsigned>(s.num_kv_heads);
@@ -423,9 +471,9 @@ void launch_decode(Tensor& out, const Tensor& qkv, const PagedKv& kv, const Atte
   const unsigned most = L::kBlocksPerSm * static_cast<unsigned>(cuda_num_sms(qkv.device().index));
   unsigned cluster = 1;
   while (cluster < kMaxCluster && 2 * cluster * sequences * kv_heads <= most) cluster *= 2;
-  launch_clusters("rope_attention", decode_attention_kernel<T, kDim>, qkv.device().index,
+  launch_clusters("rope_attention", decode_attention_kernel<T, C, kDim>, qkv.device().index,
                   dim3(cluster, kv_heads, sequences), cluster, kThreads, L::kBytes, ptr<T>(out),
-                  ptr<T>(qkv), ptr<T>(kv.k), ptr<T>(kv.v), s, r);
+                  ptr<T>(qkv), ptr<C>(kv.k), ptr<C>(kv.v), s, r);
 }
 
 bool rope_attention_cuda(Tensor& out, const Tensor& qkv, const Tensor& positions,
@@ -433,11 +481,12 @@ bool rope_attention_cuda(Tensor& out, const Tensor& qkv, const Tensor& positions
                          const AttentionBatch& batch, const AttentionArgs& args) {
   const int64_t head_dim = kv.k.size(3), heads = out.size(1) / head_dim;
   const int major = cuda_compute_major(qkv.device().index);
+  const bool fp8 = kv.k.dtype() == DType::kF8E4M3;
   if ((major != 9 && major != 10) ||  // clusters, and the shared memory
-      qkv.dtype() == DType::kF32 || qkv.dtype() != kv.k.dtype() || batch.max_query_len != 1 ||
-      qkv.size(0) != batch.context_len.size(0) || heads > kMaxGroup * kv.k.size(1) ||
-      qkv.stride(0) % 8 != 0 || !aligned_16(qkv.raw()) || !aligned_16(kv.k.raw()) ||
-      !aligned_16(kv.v.raw())) {
+      qkv.dtype() == DType::kF32 || (!fp8 && qkv.dtype() != kv.k.dtype()) ||
+      batch.max_query_len != 1 || qkv.size(0) != batch.context_len.size(0) ||
+      heads > kMaxGroup * kv.k.size(1) || qkv.stride(0) % 8 != 0 || !aligned_16(qkv.raw()) ||
+      !aligned_16(kv.k.raw()) || !aligned_16(kv.v.raw())) {
     return false;
   }
   const auto optional = [](const Tensor& t) { return t.defined() ? ptr<float>(t) : nullptr; };
@@ -454,20 +503,23 @@ bool rope_attention_cuda(Tensor& out, const Tensor& qkv, const Tensor& positions
       .interleaved = rope.interleaved};
   const AttentionShape s = attention_shape(kv, heads, batch, args);
   bool done = true;
-  dispatch_half(qkv.dtype(), "rope_attention", [&](auto type) {
-    using T = decltype(type);
+  const auto launch = [&]<class T, class C>() {
     switch (head_dim) {
       case 64:
-        return launch_decode<T, 64>(out, qkv, kv, s, r);
+        return launch_decode<T, C, 64>(out, qkv, kv, s, r);
       case 96:
-        return launch_decode<T, 96>(out, qkv, kv, s, r);
+        return launch_decode<T, C, 96>(out, qkv, kv, s, r);
       case 128:
-        return launch_decode<T, 128>(out, qkv, kv, s, r);
+        return launch_decode<T, C, 128>(out, qkv, kv, s, r);
       case 256:
-        return launch_decode<T, 256>(out, qkv, kv, s, r);
+        return launch_decode<T, C, 256>(out, qkv, kv, s, r);
       default:
         done = false;
     }
+  };
+  dispatch_half(qkv.dtype(), "rope_attention", [&](auto type) {
+    using T = decltype(type);
+    fp8 ? launch.template operator()<T, __nv_fp8_e4m3>() : launch.template operator()<T, T>();
   });
   return done;
 }

@@ -63,6 +63,7 @@ void blas_check(cublasStatus_t status, const char* what) {
 }
 
 cudaDataType_t data_type(DType dtype) {
+  if (dtype == DType::kF8E4M3) return CUDA_R_8F_E4M3;
   return dtype == DType::kBF16 ? CUDA_R_16BF : dtype == DType::kF16 ? CUDA_R_16F : CUDA_R_32F;
 }
 
@@ -74,6 +75,9 @@ struct Plan {
   bool usable = false;
 };
 
+// What the scales of fp8 operands belong to.
+enum class Scales { kNone, kRows, kBlocks };
+
 // The largest power of two, up to 256, that divides the address: algorithms that load whole vectors
 // need to know.
 uint32_t alignment_of(const Tensor& t) {
@@ -82,9 +86,9 @@ uint32_t alignment_of(const Tensor& t) {
   return alignment;
 }
 
-// Dtypes of the operands and the result, M, N, K, transpositions, row strides, alignments.
+// Dtypes of the operands and the result, M, N, K, transpositions, row strides, scales, alignments.
 using PlanKey = std::tuple<DType, DType, int64_t, int64_t, int64_t, bool, bool, int64_t, int64_t,
-                           int64_t, uint32_t, uint32_t, uint32_t>;
+                           int64_t, Scales, uint32_t, uint32_t, uint32_t>;
 
 struct DeviceBlas {
   cublasLtHandle_t handle = nullptr;
@@ -92,10 +96,31 @@ struct DeviceBlas {
   std::map<PlanKey, Plan> plans;
 };
 
+// False where the library is too old to know scales of that kind.
+bool set_scale_modes(cublasLtMatmulDesc_t desc, Scales scales) {
+  const int32_t of_w = scales == Scales::kRows ? CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F
+                                               : CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F;
+  const int32_t of_x = scales == Scales::kRows ? CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F
+                                               : CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F;
+  const Library& lt = library();
+  return lt.desc_set(desc, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &of_w, sizeof(of_w)) ==
+             CUBLAS_STATUS_SUCCESS &&
+         lt.desc_set(desc, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &of_x, sizeof(of_x)) ==
+             CUBLAS_STATUS_SUCCESS;
+}
+
+void set_scales(cublasLtMatmulDesc_t desc, const void* of_w, const void* of_x) {
+  const Library& lt = library();
+  blas_check(lt.desc_set(desc, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &of_w, sizeof(of_w)),
+             "setting the scales of the weight");
+  blas_check(lt.desc_set(desc, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &of_x, sizeof(of_x)),
+             "setting the scales of the activations");
+}
+
 // The library's matrices are column-major: cᵀ [N, M] = bᵀ aᵀ, so that its first operand is b and
 // what lies transposed here does not there.
-Plan make_plan(const DeviceBlas& blas, const Tensor& c, const GemmOperand& a,
-               const GemmOperand& b) {
+Plan make_plan(const DeviceBlas& blas, const Tensor& c, const GemmOperand& a, const GemmOperand& b,
+               Scales scales) {
   const Library& lt = library();
   Plan plan;
   blas_check(lt.desc_create(&plan.desc, CUBLAS_COMPUTE_32F, CUDA_R_32F),
@@ -107,6 +132,10 @@ Plan make_plan(const DeviceBlas& blas, const Tensor& c, const GemmOperand& a,
   };
   transpose(CUBLASLT_MATMUL_DESC_TRANSA, b.transposed);
   transpose(CUBLASLT_MATMUL_DESC_TRANSB, a.transposed);
+  if (scales != Scales::kNone) {
+    if (!set_scale_modes(plan.desc, scales)) return plan;
+    set_scales(plan.desc, blas.workspace.raw(), blas.workspace.raw());  // of the same alignment
+  }
   const auto layout = [&](cublasLtMatrixLayout_t* out, const Tensor& t) {
     blas_check(lt.layout_create(out, data_type(t.dtype()), static_cast<uint64_t>(t.size(1)),
                                 static_cast<uint64_t>(t.size(0)), t.stride(0)),
@@ -136,42 +165,78 @@ Plan make_plan(const DeviceBlas& blas, const Tensor& c, const GemmOperand& a,
   return plan;
 }
 
+// Never destroyed: the driver may be gone by then. Under the mutex.
+DeviceBlas& device_blas(Device device) {
+  static auto* devices = new std::map<int, DeviceBlas>();
+  DeviceBlas& blas = (*devices)[device.index];
+  if (blas.handle == nullptr) {
+    blas_check(library().create(&blas.handle), "cublasLtCreate");
+    blas.workspace = Tensor::empty({static_cast<int64_t>(kWorkspaceBytes)}, DType::kU8, device);
+  }
+  return blas;
+}
+
+const Plan& find_plan(DeviceBlas& blas, const Tensor& c, const GemmOperand& a, const GemmOperand& b,
+                      Scales scales) {
+  const PlanKey key{a.data.dtype(),       c.dtype(),      a.rows(),     b.columns(),
+                    a.columns(),          a.transposed,   b.transposed, a.data.stride(0),
+                    b.data.stride(0),     c.stride(0),    scales,       alignment_of(a.data),
+                    alignment_of(b.data), alignment_of(c)};
+  auto it = blas.plans.find(key);
+  if (it == blas.plans.end()) it = blas.plans.emplace(key, make_plan(blas, c, a, b, scales)).first;
+  return it->second;
+}
+
+void multiply(const DeviceBlas& blas, const Plan& plan, const Tensor& c, const GemmOperand& a,
+              const GemmOperand& b, bool accumulate) {
+  const float one = 1.0f, beta = accumulate ? 1.0f : 0.0f;
+  blas_check(library().matmul(blas.handle, plan.desc, &one, b.data.raw(), plan.a, a.data.raw(),
+                              plan.b, &beta, c.raw(), plan.d, c.raw(), plan.d, &plan.algo,
+                              blas.workspace.raw(), kWorkspaceBytes, stream_of(c)),
+             "cublasLtMatmul");
+}
+
+// x Wᵀ.
+const Plan& find_linear_plan(DeviceBlas& blas, const Tensor& y, const Tensor& x, const Tensor& w,
+                             Scales scales) {
+  return find_plan(blas, y, {x, false}, {w, true}, scales);
+}
+
+std::mutex& blas_mutex() {
+  static std::mutex mutex;
+  return mutex;
+}
+
 }  // namespace
 
 bool cublas_gemm(const Tensor& c, const GemmOperand& a, const GemmOperand& b, bool accumulate) {
-  const Library& lt = library();
-  if (!lt.loaded) return false;
-  static std::mutex mutex;
-  static auto* devices =
-      new std::map<int, DeviceBlas>();  // never destroyed: the driver may be gone by then
-  std::lock_guard lock(mutex);
-  DeviceBlas& blas = (*devices)[c.device().index];
-  if (blas.handle == nullptr) {
-    blas_check(lt.create(&blas.handle), "cublasLtCreate");
-    blas.workspace = Tensor::empty({static_cast<int64_t>(kWorkspaceBytes)}, DType::kU8, c.device());
-  }
-  const PlanKey key{a.data.dtype(),
-                    c.dtype(),
-                    a.rows(),
-                    b.columns(),
-                    a.columns(),
-                    a.transposed,
-                    b.transposed,
-                    a.data.stride(0),
-                    b.data.stride(0),
-                    c.stride(0),
-                    alignment_of(a.data),
-                    alignment_of(b.data),
-                    alignment_of(c)};
-  auto it = blas.plans.find(key);
-  if (it == blas.plans.end()) it = blas.plans.emplace(key, make_plan(blas, c, a, b)).first;
-  const Plan& plan = it->second;
+  if (!library().loaded) return false;
+  std::lock_guard lock(blas_mutex());
+  DeviceBlas& blas = device_blas(c.device());
+  const Plan& plan = find_plan(blas, c, a, b, Scales::kNone);
   if (!plan.usable) return false;
-  const float one = 1.0f, beta = accumulate ? 1.0f : 0.0f;
-  blas_check(lt.matmul(blas.handle, plan.desc, &one, b.data.raw(), plan.a, a.data.raw(), plan.b,
-                       &beta, c.raw(), plan.d, c.raw(), plan.d, &plan.algo, blas.workspace.raw(),
-                       kWorkspaceBytes, stream_of(c)),
-             "cublasLtMatmul");
+  multiply(blas, plan, c, a, b, accumulate);
+  return true;
+}
+
+bool cublas_can_fp8(const Tensor& y, const Tensor& x, const Tensor& w, bool blocks) {
+  if (!library().loaded) return false;
+  std::lock_guard lock(blas_mutex());
+  return find_linear_plan(device_blas(x.device()), y, x, w,
+                          blocks ? Scales::kBlocks : Scales::kRows)
+      .usable;
+}
+
+bool cublas_fp8_linear(Tensor& y, const Tensor& x, const Tensor& x_scales, const Tensor& w,
+                       const Tensor& w_scales) {
+  if (!library().loaded) return false;
+  std::lock_guard lock(blas_mutex());
+  DeviceBlas& blas = device_blas(x.device());
+  const Plan& plan =
+      find_linear_plan(blas, y, x, w, w_scales.dims() == 2 ? Scales::kBlocks : Scales::kRows);
+  if (!plan.usable) return false;
+  set_scales(plan.desc, w_scales.raw(), x_scales.raw());
+  multiply(blas, plan, y, {x, false}, {w, true}, false);
   return true;
 }
 

@@ -25,4 +25,11 @@ inline bool cublas_linear(Tensor& y, const Tensor& x, const Tensor& w) {
   return cublas_gemm(y, {x}, {w, true}, false);
 }
 
+// The same of fp8 codes (e4m3) with scales: of rows ([T] and [N]) or of blocks (x: [⌈K/128⌉, T], w:
+// [⌈N/128⌉, ⌈K/128⌉ rounded up to 4]). K is a multiple of 16 and, with blocks, T of 4. Returns
+// false as above; can_fp8 tells beforehand, without the scales.
+bool cublas_can_fp8(const Tensor& y, const Tensor& x, const Tensor& w, bool blocks);
+bool cublas_fp8_linear(Tensor& y, const Tensor& x, const Tensor& x_scales, const Tensor& w,
+                       const Tensor& w_scales);
+
 }  // namespace reft

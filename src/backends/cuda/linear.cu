@@ -5,6 +5,7 @@
 
 #include "backends/cuda/activation.h"
 #include "backends/cuda/cublas.h"
+#include "backends/cuda/linear_quantized.h"
 #include "backends/cuda/mma.h"
 #include "ops/linear.h"
 
@@ -355,6 +356,8 @@ bool can_stream(const Tensor& x, const Tensor& w) {
 
 bool gated_linear_cuda(Tensor& y, const Tensor& x, const Weight& weight, const Tensor& bias,
                        Activation activation) {
+  if (weight.packed != nullptr) return blocks_gated_linear_cuda(y, x, weight, bias, activation);
+  if (weight.scales.defined()) return fp8_gated_linear_cuda(y, x, weight, bias, activation);
   const int64_t tokens = x.size(0);
   // 8 rows of the gate and 8 of `up` fill a block: no block may hold both an end and a beginning.
   if (!weight.data.defined() || y.size(1) % 8 != 0 || !can_stream(x, weight.data) ||
@@ -371,6 +374,8 @@ bool gated_linear_cuda(Tensor& y, const Tensor& x, const Weight& weight, const T
 }
 
 void linear_cuda(Tensor& y, const Tensor& x, const Weight& weight, const Tensor& bias) {
+  if (weight.packed != nullptr) return blocks_linear_cuda(y, x, weight, bias);
+  if (weight.scales.defined()) return fp8_linear_cuda(y, x, weight, bias);
   const Tensor& w = weight.data;
   const int64_t tokens = x.size(0), n = w.size(0), k = w.size(1);
   if (tokens == 0 || n == 0) return;
@@ -396,13 +401,7 @@ void linear_cuda(Tensor& y, const Tensor& x, const Weight& weight, const Tensor&
   const bool large_floats = x.dtype() == w.dtype() && !half && tokens * n * k >= kLargeProduct;
   if ((half || large_floats) && cublas_linear(y, x, w)) {
     if (bias_values == nullptr) return;
-    dispatch_float(y.dtype(), "linear", [&](auto out) {
-      using Out = decltype(out);
-      add_bias_kernel<Out><<<blocks_for(tokens * n, 256), 256, 0, stream_of(x)>>>(
-          ptr<Out>(y), y.stride(0), bias_values, n, tokens * n);
-      check_launch("linear (bias)");
-    });
-    return;
+    return add_bias_cuda(y, bias);
   }
   if (streams) {  // no cuBLASLt: the weights once for every few rows
     for (int64_t begin = 0; begin < tokens; begin += kStreamTokens) {
@@ -429,8 +428,10 @@ void linear_cuda(Tensor& y, const Tensor& x, const Weight& weight, const Tensor&
   });
 }
 
-// Weights are used as they are: [N, K] rows in the compute type.
+// Floats are used as they are: [N, K] rows in the compute type.
 void prepare_weight_cuda(Weight& weight, DType compute, bool) {
+  if (is_block_format(weight.dtype)) return pack_blocks_cuda(weight);
+  if (weight.scales.defined()) return prepare_fp8_cuda(weight);
   check(weight.dtype == compute, "prepare_weight: {} on CUDA", dtype_name(weight.dtype));
 }
 
@@ -439,4 +440,28 @@ const RegisterKernel r3(gated_linear_kernel, DeviceType::kCuda, &gated_linear_cu
 const RegisterKernel r2(prepare_weight_kernel, DeviceType::kCuda, &prepare_weight_cuda);
 
 }  // namespace
+
+void add_bias_cuda(Tensor& y, const Tensor& bias) {
+  dispatch_float(y.dtype(), "linear", [&](auto out) {
+    using Out = decltype(out);
+    add_bias_kernel<Out><<<blocks_for(y.numel(), 256), 256, 0, stream_of(y)>>>(
+        ptr<Out>(y), y.stride(0), ptr<float>(bias), y.size(1), y.numel());
+    check_launch("linear (bias)");
+  });
+}
+
+void expanded_linear_cuda(Tensor& y, const Tensor& x, const Weight& weight, const Tensor& bias,
+                          FunctionRef<void(Tensor& rows, int64_t begin)> expand) {
+  constexpr int64_t kMostBytes = 64 << 20, kStep = 128;
+  const int64_t n = weight.out_features, k = weight.in_features;
+  const int64_t step = std::max(kStep, kMostBytes / (2 * k) / kStep * kStep);
+  const Tensor scratch = Tensor::empty({std::min(n, step), k}, x.dtype(), x.device());
+  for (int64_t begin = 0; begin < n; begin += step) {
+    const int64_t end = std::min(n, begin + step);
+    Tensor rows = scratch.rows(0, end - begin), columns = y.columns(begin, end);
+    expand(rows, begin);
+    linear_cuda(columns, x, Weight::from(rows), bias.defined() ? bias.rows(begin, end) : Tensor());
+  }
+}
+
 }  // namespace reft

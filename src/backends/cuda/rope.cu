@@ -1,5 +1,5 @@
 // Head norm, rotary embedding and cache write in one pass over qkv: one warp per token and head.
-#include "backends/cuda/common.h"
+#include "backends/cuda/fp8.h"
 #include "ops/attention.h"
 
 namespace reft {
@@ -75,7 +75,7 @@ __global__ void qk_norm_rope_cache_kernel_cuda(T* __restrict__ q, const T* __res
   C* out = cache +
            ((slot / s.block_size * s.num_kv_heads + kv_head) * s.block_size + slot % s.block_size) *
                s.head_dim;
-  for (int64_t i = lane; i < s.head_dim; i += 32) out[i] = as<C>(x[i]);
+  for (int64_t i = lane; i < s.head_dim; i += 32) out[i] = to_cache<T, C>(x[i]);
 }
 
 // Lanes that take a head together.
@@ -219,7 +219,7 @@ void qk_norm_rope_cache_cuda(Tensor& q, const Tensor& qkv, const Tensor& positio
   const auto optional = [](const Tensor& t) { return t.defined() ? ptr<float>(t) : nullptr; };
   dispatch_float(qkv.dtype(), "qk_norm_rope_cache", [&](auto type) {
     using T = decltype(type);
-    dispatch_float(kv.k.dtype(), "qk_norm_rope_cache", [&](auto cache_type) {
+    dispatch_cache(kv.k.dtype(), "qk_norm_rope_cache", [&](auto cache_type) {
       using C = decltype(cache_type);
       qk_norm_rope_cache_kernel_cuda<T, C>
           <<<blocks_for(items, kWarps), kWarps * 32, 0, stream_of(qkv)>>>(
