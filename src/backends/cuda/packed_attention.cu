@@ -123,18 +123,24 @@ void clear_rest(const Tensor& rows, const PackedShape& s) {
   check_launch("packed_attention (rest)");
 }
 
+// False, having done nothing, where the card has too little shared memory.
 template <class T, int kDim>
-void launch_tiles(Tensor& out, const Tensor& lse, const Tensor& qkv, const PackedShape& s,
+bool launch_tiles(Tensor& out, const Tensor& lse, const Tensor& qkv, const PackedShape& s,
                   int64_t longest) {
   constexpr size_t kBytes = kSharedBytes<T, kDim>;
-  static const cudaError_t raised = cudaFuncSetAttribute(
-      packed_attention_tiles<T, kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  cuda_check(raised, "raising the shared memory of packed_attention");
+  static const bool fits =
+      cudaFuncSetAttribute(packed_attention_tiles<T, kDim>,
+                           cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes) == cudaSuccess;
+  if (!fits) {
+    cudaGetLastError();
+    return false;
+  }
   const dim3 grid(static_cast<unsigned>(s.num_heads), blocks_for(longest, kQueries),
                   static_cast<unsigned>(s.num_sequences));
   packed_attention_tiles<T, kDim><<<grid, kThreads, kBytes, stream_of(qkv)>>>(
       ptr<T>(out), lse.defined() ? ptr<float>(lse) : nullptr, ptr<T>(qkv), s);
   check_launch("packed_attention");
+  return true;
 }
 
 void packed_attention_cuda(Tensor& out, const Tensor& lse, const Tensor& qkv,
@@ -145,15 +151,18 @@ void packed_attention_cuda(Tensor& out, const Tensor& lse, const Tensor& qkv,
   const int64_t longest = longest_sequence(qkv, batch);
   clear_rest(out, s);
   const int dim = padded_head_dim(qkv.dtype(), qkv, s.head_dim);
-  if (dim == 0) return plain_packed_attention(out, lse, qkv, s);
-  if (hopper_packed_attention(out, lse, qkv, s, longest)) return;
-  dispatch_half(qkv.dtype(), "packed_attention", [&](auto type) {
-    using T = decltype(type);
-    if (dim == 64) return launch_tiles<T, 64>(out, lse, qkv, s, longest);
-    if (dim == 96) return launch_tiles<T, 96>(out, lse, qkv, s, longest);
-    if (dim == 128) return launch_tiles<T, 128>(out, lse, qkv, s, longest);
-    launch_tiles<T, 256>(out, lse, qkv, s, longest);
-  });
+  if (dim > 0 && hopper_packed_attention(out, lse, qkv, s, longest)) return;
+  bool done = false;
+  if (dim > 0) {
+    dispatch_half(qkv.dtype(), "packed_attention", [&](auto type) {
+      using T = decltype(type);
+      done = dim == 64    ? launch_tiles<T, 64>(out, lse, qkv, s, longest)
+             : dim == 96  ? launch_tiles<T, 96>(out, lse, qkv, s, longest)
+             : dim == 128 ? launch_tiles<T, 128>(out, lse, qkv, s, longest)
+                          : launch_tiles<T, 256>(out, lse, qkv, s, longest);
+    });
+  }
+  if (!done) plain_packed_attention(out, lse, qkv, s);
 }
 
 // delta = dout · out of every token and head, a warp each.
@@ -234,11 +243,9 @@ void packed_attention_backward_cuda(const GradientSlot& dqkv, const GradientSlot
   clear_rest(g.dqkv, s);
   const int dim = padded_head_dim(qkv.dtype(), qkv, s.head_dim);
   const int64_t longest = longest_sequence(qkv, batch);
-  if (dim == 0) {
-    plain_packed_attention_backward(g, s);
-  } else if (!hopper_packed_attention_backward(g, s, longest)) {
-    tile_packed_attention_backward(g, s, dim, longest);
-  }
+  const bool done = dim > 0 && (hopper_packed_attention_backward(g, s, longest) ||
+                                tile_packed_attention_backward(g, s, dim, longest));
+  if (!done) plain_packed_attention_backward(g, s);
   if (direct) return;
   dispatch_float(qkv.dtype(), op, [&](auto from) {
     dispatch_float(dqkv.tensor.dtype(), op, [&](auto to) {

@@ -52,8 +52,9 @@ void plain_packed_attention(Tensor& out, const Tensor& lse, const Tensor& qkv,
                             const PackedShape& shape);
 void plain_packed_attention_backward(const PackedGradient& g, const PackedShape& shape);
 
-// Tensor cores, by mma.sync: `dim` is padded_head_dim(…).
-void tile_packed_attention_backward(const PackedGradient& g, const PackedShape& shape, int dim,
+// Tensor cores, by mma.sync: `dim` is padded_head_dim(…). False, having done nothing, where the
+// card has too little shared memory for it.
+bool tile_packed_attention_backward(const PackedGradient& g, const PackedShape& shape, int dim,
                                     int64_t longest);
 
 // WGMMA and TMA, for the forms of hopper_attention(). False, having done nothing, elsewhere.

@@ -280,12 +280,16 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <class T, int kDim>
-void launch(const PackedGradient& g, const PackedShape& s, int64_t longest) {
+bool launch(const PackedGradient& g, const PackedShape& s, int64_t longest) {
   using S = Tile<kDim>;
   constexpr size_t kBytes = S::kElements * sizeof(T);
-  static const cudaError_t raised = cudaFuncSetAttribute(
-      packed_backward_tiles<T, kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  cuda_check(raised, "raising the shared memory of packed_attention_backward");
+  static const bool fits =
+      cudaFuncSetAttribute(packed_backward_tiles<T, kDim>,
+                           cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes) == cudaSuccess;
+  if (!fits) {
+    cudaGetLastError();
+    return false;
+  }
   const Tensor& qkv = g.forward.qkv;
   const QuerySumMemory memory(s, longest, S::kKeys, kDim, qkv.device());
   const int64_t blocks = int64_t{s.num_kv_heads} * memory.sums.key_tiles * s.num_sequences;
@@ -294,19 +298,22 @@ void launch(const PackedGradient& g, const PackedShape& s, int64_t longest) {
           ptr<T>(g.dqkv), ptr<T>(qkv), ptr<T>(g.dout), ptr<float>(g.forward.lse),
           ptr<float>(g.delta), memory.sums, s);
   check_launch("packed_attention_backward");
+  return true;
 }
 
 }  // namespace
 
-void tile_packed_attention_backward(const PackedGradient& g, const PackedShape& s, int dim,
+bool tile_packed_attention_backward(const PackedGradient& g, const PackedShape& s, int dim,
                                     int64_t longest) {
+  bool done = false;
   dispatch_half(g.dqkv.dtype(), "packed_attention_backward", [&](auto type) {
     using T = decltype(type);
-    if (dim == 64) return launch<T, 64>(g, s, longest);
-    if (dim == 96) return launch<T, 96>(g, s, longest);
-    if (dim == 128) return launch<T, 128>(g, s, longest);
-    launch<T, 256>(g, s, longest);
+    done = dim == 64    ? launch<T, 64>(g, s, longest)
+           : dim == 96  ? launch<T, 96>(g, s, longest)
+           : dim == 128 ? launch<T, 128>(g, s, longest)
+                        : launch<T, 256>(g, s, longest);
   });
+  return done;
 }
 
 }  // namespace reft
