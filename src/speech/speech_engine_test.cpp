@@ -168,31 +168,60 @@ class WhisperBase : public testing::Test {
     return transcribe(*engine_, {.id = "jfk", .samples = samples_, .options = options});
   }
 
-  static constexpr const char* kSentence =
-      "And so my fellow Americans, ask not what your country can do for you, ask what you can do "
-      "for your country.";
   std::vector<float> samples_;
   std::unique_ptr<SpeechEngine> engine_;
 };
 
-TEST_F(WhisperBase, TheFamousSentence) {
-  EXPECT_EQ(transcript_text(run({})), kSentence);
-  EXPECT_EQ(transcript_text(run({.beam_size = 5})), kSentence);
+// Tokens, times and numbers as openai/whisper 20250625 gives them for the same file and weights.
+TEST_F(WhisperBase, TheFamousSentenceEqualsOpenAi) {
+  using Ids = std::vector<int32_t>;
+  std::vector<Segment> segments = run({});
+  ASSERT_EQ(segments.size(), 2u);
+  EXPECT_EQ(segments[0].text,
+            " And so my fellow Americans ask not what your country can do for you,");
+  EXPECT_EQ(segments[0].tokens, (Ids{50364, 400, 370, 452, 7177, 6280, 1029, 406, 437, 428, 1941,
+                                     393, 360, 337, 291, 11, 50744}));
+  EXPECT_EQ(segments[1].text, " ask what you can do for your country.");
+  EXPECT_EQ(segments[1].tokens, (Ids{50744, 1029, 437, 291, 393, 360, 337, 428, 1941, 13, 50894}));
+  EXPECT_NEAR(segments[0].end, 7.6, 1e-9);
+  EXPECT_NEAR(segments[1].end, 10.6, 1e-9);
+  EXPECT_EQ(segments[0].temperature, 0);
+  // float16 weights on both sides, float32 sums in another order.
+  EXPECT_NEAR(segments[0].avg_logprob, -0.3968, 2e-3);
+  EXPECT_NEAR(segments[0].no_speech_prob, 0.09216, 2e-3);
+  EXPECT_NEAR(segments[0].compression_ratio, 1.34177, 1e-4);
+  segments = run({.beam_size = 5});
+  ASSERT_EQ(segments.size(), 2u);
+  EXPECT_EQ(segments[0].tokens, (Ids{50364, 400, 370, 11, 452, 7177, 6280, 11, 1029, 406, 437, 428,
+                                     1941, 393, 360, 337, 291, 11, 50764}));
+  EXPECT_EQ(segments[1].tokens, (Ids{50764, 1029, 437, 291, 393, 360, 337, 428, 1941, 13, 50914}));
+  EXPECT_NEAR(segments[0].avg_logprob, -0.28663, 2e-3);
 }
 
-TEST_F(WhisperBase, Words) {
+TEST_F(WhisperBase, WordsEqualOpenAi) {
   const std::vector<Segment> segments = run({.language = "en", .word_timestamps = true});
-  ASSERT_EQ(segments.size(), 1u);
-  const std::vector<Word>& words = segments[0].words;
-  ASSERT_EQ(words.size(), 22u);
-  EXPECT_EQ(words[0].word, " And");
-  EXPECT_EQ(words[4].word, " Americans,");
-  EXPECT_EQ(words[21].word, " country.");
+  const std::vector<Word> want = {
+      {" And", 0.0, 0.52, 0.643},       {" so", 0.52, 0.84, 0.987},
+      {" my", 0.84, 1.18, 0.796},       {" fellow", 1.18, 1.56, 0.995},
+      {" Americans", 1.56, 2.1, 0.925}, {" ask", 2.1, 3.72, 0.284},
+      {" not", 3.72, 4.24, 0.656},      {" what", 4.24, 5.52, 0.755},
+      {" your", 5.52, 5.76, 0.982},     {" country", 5.76, 6.24, 0.999},
+      {" can", 6.24, 6.62, 0.997},      {" do", 6.62, 6.82, 0.995},
+      {" for", 6.82, 7.08, 0.995},      {" you,", 7.08, 7.42, 0.996},
+      {" ask", 7.42, 8.46, 0.902},      {" what", 8.46, 8.76, 0.962},
+      {" you", 8.76, 9.04, 0.986},      {" can", 9.04, 9.32, 0.997},
+      {" do", 9.32, 9.56, 0.992},       {" for", 9.56, 9.78, 0.996},
+      {" your", 9.78, 9.94, 0.996},     {" country.", 9.94, 10.36, 0.999}};
+  std::vector<Word> words;
+  for (const Segment& segment : segments)
+    words.insert(words.end(), segment.words.begin(), segment.words.end());
+  ASSERT_EQ(words.size(), want.size());
   for (size_t i = 0; i < words.size(); ++i) {
-    EXPECT_LE(words[i].start, words[i].end) << i;
-    if (i > 0) EXPECT_GE(words[i].start, words[i - 1].end - 1e-9) << i;
+    EXPECT_EQ(words[i].word, want[i].word);
+    EXPECT_NEAR(words[i].start, want[i].start, 1e-9) << words[i].word;
+    EXPECT_NEAR(words[i].end, want[i].end, 1e-9) << words[i].word;
+    EXPECT_NEAR(words[i].probability, want[i].probability, 5e-3) << words[i].word;
   }
 }
-
 }  // namespace
 }  // namespace reft

@@ -64,7 +64,7 @@ TEST(LogitRulesTest, TimestampsComeInPairsAndNeverDecrease) {
   EXPECT_FALSE(next.contains(kTime + 3));
   EXPECT_FALSE(next.contains(SpeechTokenizer::kNoTimestamps));
   // After a closing one: its partner or the end, no text.
-  next = allowed({kTime + 3, 20, kTime + 9});
+  next = allowed({kTime + 3, 20, kTime + 9}, kEnd);
   EXPECT_FALSE(next.contains(20));
   EXPECT_TRUE(next.contains(kEnd) && next.contains(kTime + 9));
   EXPECT_FALSE(next.contains(kTime + 8));
