@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "engine/request.h"
 #include "media/log_mel.h"
+#include "speech/check_options.h"
 #include "speech/speech_runner.h"
 #include "speech/transcriber.h"
 #include "speech/window_decoder.h"
@@ -103,7 +104,6 @@ struct SpeechEngine::State {
   }
 
   void submit(TranscriptionRequest request);
-  void validate(TranscriptionOptions& request) const;
   void loop();
   bool admit();
   void drop_aborted();
@@ -138,38 +138,8 @@ struct SpeechEngine::State {
   std::thread thread;
 };
 
-void SpeechEngine::State::validate(TranscriptionOptions& o) const {
-  const auto refuse = [](bool ok, const char* param, const std::string& message) {
-    if (!ok) throw RequestError(message, param);
-  };
-  refuse(!o.temperatures.empty() && o.temperatures.size() <= 16, "temperature",
-         "temperature must be one to 16 numbers");
-  for (const float t : o.temperatures)
-    refuse(t >= 0 && t <= 2, "temperature", "temperature must be between 0 and 2");
-  for (const auto& [value, param] : {std::pair(o.beam_size, "beam_size"), {o.best_of, "best_of"}}) {
-    refuse(value >= 1 && value <= kMaxHypotheses, param,
-           fmt::format("{} must be between 1 and {}, got {}", param, kMaxHypotheses, value));
-  }
-  refuse(o.patience > 0 && o.patience <= 10, "patience", "patience must be above 0, at most 10");
-  refuse(o.max_tokens >= 0, "max_tokens", "max_tokens must not be negative");
-  refuse(o.max_initial_timestamp >= 0 && o.max_initial_timestamp <= 30, "max_initial_timestamp",
-         "max_initial_timestamp must be between 0 and 30 seconds");
-  if (!o.language.empty()) {
-    const std::string code = language_code(o.language);
-    refuse(!code.empty(), "language",
-           fmt::format("'{}' is no language that is known here", o.language.substr(0, 64)));
-    refuse(tokens.multilingual ? tokens.language_token(code).has_value() : code == "en", "language",
-           fmt::format("this model does not know the language '{}'", code));
-    o.language = code;
-  } else if (!tokens.multilingual) {
-    o.language = "en";
-  }
-  refuse(!o.translate || tokens.multilingual, "model",
-         "this model knows English only and cannot translate");
-}
-
 void SpeechEngine::State::submit(TranscriptionRequest request) {
-  validate(request.options);
+  check_options(request.options, tokens);
   if (request.samples.empty()) throw RequestError("the recording is empty", "file");
   {
     const std::lock_guard lock(mutex);
@@ -181,6 +151,7 @@ void SpeechEngine::State::submit(TranscriptionRequest request) {
     if (!ids.insert(request.id).second)
       throw RequestError("a request with this id is running", "request_id");
   }
+  const std::string id = request.id;
   std::unique_ptr<Job> job;
   try {
     const SpeechInfo& info = model.model->info();
@@ -188,7 +159,9 @@ void SpeechEngine::State::submit(TranscriptionRequest request) {
     job = std::make_unique<Job>(std::move(request), tokens, info, std::move(mel));
   } catch (...) {
     const std::lock_guard lock(mutex);
-    ids.erase(request.id);
+    ids.erase(id);
+    aborted.erase(id);
+    idle.notify_all();
     throw;
   }
   {
@@ -239,25 +212,21 @@ bool SpeechEngine::State::admit() {
   return true;
 }
 
+// One that is still on its way into the queue keeps its mark.
 void SpeechEngine::State::drop_aborted() {
   std::set<std::string> names;
-  std::vector<std::unique_ptr<Job>> never_started;
   {
     const std::lock_guard lock(mutex);
-    names.swap(aborted);
-    if (names.empty()) return;
+    if (aborted.empty()) return;
+    names = aborted;
     for (auto it = waiting.begin(); it != waiting.end();) {
       if (names.contains((*it)->request.id)) {
-        never_started.push_back(std::move(*it));
+        running.push_back(std::move(*it));
         it = waiting.erase(it);
       } else {
         ++it;
       }
     }
-  }
-  for (auto& job : never_started) {
-    running.push_back(std::move(job));
-    finish(*running.back(), {.done = true, .aborted = true});
   }
   for (auto it = running.begin(); it != running.end();) {
     Job& job = **it++;
@@ -281,6 +250,7 @@ void SpeechEngine::State::finish(Job& job, TranscriptionUpdate update) {
       --counters.num_requests_running;
     }
     ids.erase(job.request.id);
+    aborted.erase(job.request.id);
     if (update.aborted) {
       ++counters.aborted;
     } else if (!update.error.empty()) {
