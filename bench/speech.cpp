@@ -41,8 +41,9 @@ int run(const std::vector<std::string>& arguments) {
   set_log_level(LogLevel::kWarning);
   set_compute_threads(static_cast<int>(threads));
   SpeechEngine engine(
-      load_speech_model(path, {.device = device == "cuda" ? Device{DeviceType::kCuda, 0} : kCpuDevice,
-                               .quiet = true}),
+      load_speech_model(
+          path,
+          {.device = device == "cuda" ? Device{DeviceType::kCuda, 0} : kCpuDevice, .quiet = true}),
       load_tokenizer(path), {.max_num_seqs = batch});
   const MappedFile mapped(file);
   auto start = Clock::now();
@@ -82,13 +83,16 @@ int run(const std::vector<std::string>& arguments) {
   const SpeechStats stats = engine.stats();
   const double sound = clip.seconds() * static_cast<double>(batch);
   std::printf("%s\n", text.c_str());
-  std::printf("sound          %8.2f s, %lld at once\n", clip.seconds(), static_cast<long long>(batch));
+  std::printf("sound          %8.2f s, %lld at once\n", clip.seconds(),
+              static_cast<long long>(batch));
   std::printf("decode file    %8.1f ms\n", decoding * 1e3);
   std::printf("features       %8.1f ms\n", features * 1e3);
   std::printf("encoder        %8.1f ms a batch (mean)\n",
               stats.encode_time.sum / static_cast<double>(stats.encode_time.total) * 1e3);
-  for (const auto& [name, seconds] : {std::pair("best", times[0]), {"median", times[times.size() / 2]}})
-    std::printf("whole, %-8s%8.1f ms, %.1f times real time\n", name, seconds * 1e3, sound / seconds);
+  for (const auto& [name, seconds] :
+       {std::pair("best", times[0]), {"median", times[times.size() / 2]}})
+    std::printf("whole, %-8s%8.1f ms, %.1f times real time\n", name, seconds * 1e3,
+                sound / seconds);
   return 0;
 }
 

@@ -84,7 +84,8 @@ TEST_F(TranscriptionServer, EveryFormat) {
   EXPECT_FALSE(text.empty());
   EXPECT_EQ(json["usage"].dump(), R"({"type":"duration","seconds":2})");
   EXPECT_EQ(post(with({{"response_format", "text", ""}})).body, text + "\n");
-  EXPECT_TRUE(post(with({{"response_format", "srt", ""}})).body.starts_with("1\n00:00:00,000 --> "));
+  EXPECT_TRUE(
+      post(with({{"response_format", "srt", ""}})).body.starts_with("1\n00:00:00,000 --> "));
   const Reply vtt = post(with({{"response_format", "vtt", ""}}));
   EXPECT_TRUE(vtt.body.starts_with("WEBVTT\n\n00:00.000 --> "));
   EXPECT_EQ(vtt.headers.at("content-type"), "text/vtt; charset=utf-8");
@@ -97,9 +98,9 @@ TEST_F(TranscriptionServer, EveryFormat) {
   EXPECT_EQ(verbose["duration"], 2.0);
   EXPECT_FALSE(verbose["segments"].empty());
   EXPECT_FALSE(verbose["words"].empty());
-  const Json words = post(with({{"response_format", "verbose_json", ""},
-                                {"timestamp_granularities", "word", ""}}))
-                         .json();
+  const Json words =
+      post(with({{"response_format", "verbose_json", ""}, {"timestamp_granularities", "word", ""}}))
+          .json();
   EXPECT_FALSE(words.contains("segments"));
   EXPECT_EQ(post(with({{"response_format", "verbose_json", ""}}), "translations").json()["task"],
             "translate");
@@ -147,7 +148,8 @@ TEST_F(TranscriptionServer, BadRequestsNameTheField) {
 
 TEST_F(TranscriptionServer, TextRoutesSayWhatIsServed) {
   Client client(server_.port());
-  const Reply chat = client.post("/v1/chat/completions", {{"messages", {{{"role", "user"}, {"content", "hi"}}}}});
+  const Reply chat =
+      client.post("/v1/chat/completions", {{"messages", {{{"role", "user"}, {"content", "hi"}}}}});
   EXPECT_EQ(chat.status, 400);
   EXPECT_NE(chat.error("message").find("/v1/audio/transcriptions"), std::string::npos);
   EXPECT_EQ(client.post("/v1/completions", {{"prompt", "hi"}}).status, 400);
@@ -161,13 +163,16 @@ TEST_F(TranscriptionServer, TextRoutesSayWhatIsServed) {
 }
 
 TEST_F(TranscriptionServer, AClientThatLeavesAborts) {
-  const std::string body = form_of({{"file", wav_of(fake::noise(600)), "long.wav"}, {"language", "en", ""}});
+  const std::string body =
+      form_of({{"file", wav_of(fake::noise(600)), "long.wav"}, {"language", "en", ""}});
   {
     Client client(server_.port());
-    client.send("POST /v1/audio/transcriptions HTTP/1.1\r\nhost: a\r\ncontent-type: "
-                "multipart/form-data; boundary=xyz\r\ncontent-length: " +
-                std::to_string(body.size()) + "\r\n\r\n" + body);
-    while (engine_.stats().num_requests_running == 0) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    client.send(
+        "POST /v1/audio/transcriptions HTTP/1.1\r\nhost: a\r\ncontent-type: "
+        "multipart/form-data; boundary=xyz\r\ncontent-length: " +
+        std::to_string(body.size()) + "\r\n\r\n" + body);
+    while (engine_.stats().num_requests_running == 0)
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
   for (int i = 0; i < 4000 && engine_.stats().aborted == 0; ++i)
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
@@ -177,8 +182,10 @@ TEST_F(TranscriptionServer, AClientThatLeavesAborts) {
 TEST(Multipart, PartsAndErrors) {
   const std::string type = "multipart/form-data; boundary=\"a b\"";
   const std::string body =
-      "preamble\r\n--a b\r\ncontent-disposition: form-data; name=x; filename=\"q\\\"; name=z.wav\"\r\n"
-      "x-other: y\r\n\r\n--a\r\n--a b \r\nContent-Disposition: form-data; name=\"e\"\r\n\r\n\r\n--a b--";
+      "preamble\r\n--a b\r\ncontent-disposition: form-data; name=x; filename=\"q\\\"; "
+      "name=z.wav\"\r\n"
+      "x-other: y\r\n\r\n--a\r\n--a b \r\nContent-Disposition: form-data; "
+      "name=\"e\"\r\n\r\n\r\n--a b--";
   const std::vector<FormPart> parts = parse_multipart(type, body);
   ASSERT_EQ(parts.size(), 2u);
   EXPECT_EQ(parts[0].name, "x");
@@ -194,9 +201,10 @@ TEST(Multipart, PartsAndErrors) {
 
 TEST(TextServer, SaysThatItDoesNotHear) {
   fake::TestServer server;
-  const Reply reply = Client(server.port()).request(
-      "POST", "/v1/audio/transcriptions", form_of({{"file", "x", "a.wav"}}),
-      {{"content-type", "multipart/form-data; boundary=xyz"}});
+  const Reply reply =
+      Client(server.port())
+          .request("POST", "/v1/audio/transcriptions", form_of({{"file", "x", "a.wav"}}),
+                   {{"content-type", "multipart/form-data; boundary=xyz"}});
   EXPECT_EQ(reply.status, 400);
   EXPECT_EQ(reply.error("code"), "model_not_supported");
 }
