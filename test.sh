@@ -2,13 +2,13 @@
 # Installs what the tests need and runs them all: style and layer checks, unit tests, sanitizers, fuzzers, the HTTP
 # suite with real clients against a live server, the web UI in a headless browser, and the Debian package.
 #   ./test.sh            everything (what CI runs)
-#   ./test.sh STEP...    only these steps: checks unit clients web package cuda asan tsan fuzz tidy
+#   ./test.sh STEP...    only these steps: checks unit clients speech web package cuda asan tsan fuzz tidy
 # Closes with "N passed, N failed".
 set -uo pipefail
 cd "$(dirname "$0")" || exit
 
 steps=("$@")
-[ ${#steps[@]} -gt 0 ] || steps=(checks unit clients web package cuda asan tsan fuzz tidy)
+[ ${#steps[@]} -gt 0 ] || steps=(checks unit clients speech web package cuda asan tsan fuzz tidy)
 passed=0
 failed=0
 failures=()
@@ -101,10 +101,11 @@ step_unit() {
   check "documentation" python3 tools/check_docs.py build/cpu/reft
 }
 
-# Starts reft serve on a free port with the default model and sets url; ends it on return.
+# Starts reft serve on a free port with the default model, or the one that the script REFT_GET_MODEL gets, and sets
+# url; ends it on return.
 with_server() { # COMMAND...
   local log=$out/serve.log model port status=0
-  model=$(tools/get_default_model.sh) || return 1
+  model=$("${REFT_GET_MODEL:-tools/get_default_model.sh}") || return 1
   port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
   build/cpu/reft serve --model "$model" --host 127.0.0.1 --port "$port" --max-model-len 4096 >"$log" 2>&1 &
   local server=$!
@@ -123,6 +124,14 @@ step_clients() {
   rm -f "$out/clients.xml"
   check "server ends well" with_server bash -c "build/venv/bin/python -m pytest -q -p no:cacheprovider tests/serve --junitxml $out/clients.xml; true"
   count_junit "client tests" "$out/clients.xml"
+}
+
+step_speech() {
+  check "test environment" test_venv
+  rm -f "$out/speech.xml"
+  REFT_GET_MODEL=tools/get_whisper_model.sh check "speech server ends well" with_server bash -c \
+    "build/venv/bin/python -m pytest -q -p no:cacheprovider tests/speech --junitxml $out/speech.xml; true"
+  count_junit "speech tests" "$out/speech.xml"
 }
 
 # tests/web/run.py closes with "web: N passed, N failed"; once against the mock, once against a real server.

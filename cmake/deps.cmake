@@ -42,6 +42,16 @@ target_include_directories(reft_http SYSTEM PUBLIC ${Boost_INCLUDE_DIRS})
 target_compile_definitions(reft_http PUBLIC BOOST_ERROR_CODE_HEADER_ONLY BOOST_ASIO_SEPARATE_COMPILATION
                            BOOST_BEAST_SEPARATE_COMPILATION)
 
+# For C libraries that are built here. Without "undefined": they read numbers where they lie, aligned or not.
+function(reft_sanitize_library target)
+  if(REFT_SANITIZE)
+    string(REPLACE ",undefined" "" sanitizers "${REFT_SANITIZE}")
+    target_compile_options(${target} PRIVATE -fsanitize=${sanitizers} -fno-omit-frame-pointer)
+  elseif(REFT_FUZZ)
+    target_compile_options(${target} PRIVATE -fsanitize=fuzzer-no-link,address -fno-omit-frame-pointer)
+  endif()
+endfunction()
+
 # Parquet.
 include(cmake/pypi.cmake)
 reft_pypi_source(carquet 0.7.2 5d57c00217906e672fe8b569d8a24c6cbd6d1ab7736d56057e9b884f1a043e7d)
@@ -54,16 +64,28 @@ set(CMAKE_DISABLE_FIND_PACKAGE_OpenMP ON)
 add_subdirectory(${CMAKE_BINARY_DIR}/archives/carquet-0.7.2/native ${CMAKE_BINARY_DIR}/carquet EXCLUDE_FROM_ALL)
 unset(CMAKE_DISABLE_FIND_PACKAGE_OpenMP)
 target_compile_options(carquet PRIVATE -w)
-# Without "undefined": its SIMD reads numbers where they lie, aligned or not.
-if(REFT_SANITIZE)
-  string(REPLACE ",undefined" "" sanitizers "${REFT_SANITIZE}")
-  target_compile_options(carquet PRIVATE -fsanitize=${sanitizers} -fno-omit-frame-pointer)
-elseif(REFT_FUZZ)
-  target_compile_options(carquet PRIVATE -fsanitize=fuzzer-no-link,address -fno-omit-frame-pointer)
-endif()
+reft_sanitize_library(carquet)
 add_library(reft_parquet INTERFACE)
 target_link_libraries(reft_parquet INTERFACE carquet)
 target_include_directories(reft_parquet SYSTEM INTERFACE ${CMAKE_BINARY_DIR}/archives/carquet-0.7.2/native/include)
+
+# Sound: FLAC, Vorbis and Opus from Debian, MP3 (of which Debian has no static decoder) from miniaudio.
+reft_static_library(reft_ogg ogg ogg/ogg.h)             # libogg-dev
+reft_static_library(reft_flac FLAC FLAC/stream_decoder.h)  # libflac-dev
+target_compile_definitions(reft_flac INTERFACE FLAC__NO_DLL)
+reft_static_library(reft_vorbis vorbis vorbis/codec.h)  # libvorbis-dev
+reft_static_library(reft_vorbisfile vorbisfile vorbis/vorbisfile.h)
+reft_static_library(reft_opus opus opus/opus.h)         # libopus-dev
+target_include_directories(reft_opus SYSTEM INTERFACE ${reft_opus_INCLUDE}/opus)
+reft_static_library(reft_opusfile opusfile opus/opusfile.h)  # libopusfile-dev
+target_include_directories(reft_opusfile SYSTEM INTERFACE ${reft_opusfile_INCLUDE}/opus)
+reft_pypi_source(miniaudio 1.71 ff51e2887bb673e2e757752b586b3dc924d59aa5fbcae9bbc45f4a111bd3262b)
+add_library(reft_mp3 STATIC ${CMAKE_CURRENT_LIST_DIR}/miniaudio.c)
+target_include_directories(reft_mp3 SYSTEM PUBLIC ${CMAKE_BINARY_DIR}/archives/miniaudio-1.71/miniaudio)
+target_compile_options(reft_mp3 PRIVATE -w)
+reft_sanitize_library(reft_mp3)
+add_library(reft_audio INTERFACE)
+target_link_libraries(reft_audio INTERFACE reft_vorbisfile reft_vorbis reft_opusfile reft_opus reft_flac reft_ogg reft_mp3 m)
 
 if(REFT_TESTS)
   find_package(GTest REQUIRED)          # libgtest-dev, libgmock-dev

@@ -15,10 +15,12 @@ ALLOWED = {
     "models": {"base", "tensor", "ops", "nn"},
     "text": {"base", "tensor"},
     "hub": {"base"},
+    "media": {"base"},
     "engine": {"base", "tensor", "ops", "nn", "models", "text"},
+    "speech": {"base", "tensor", "ops", "nn", "models", "text", "media", "engine"},
     "train": {"base", "tensor", "ops", "nn", "models", "text", "engine"},
-    "server": {"base", "tensor", "ops", "nn", "models", "text", "engine"},
-    "cli": {"base", "tensor", "ops", "nn", "models", "text", "hub", "engine", "train", "server"},
+    "server": {"base", "tensor", "ops", "nn", "models", "text", "media", "engine", "speech"},
+    "cli": {"base", "tensor", "ops", "nn", "models", "text", "media", "hub", "engine", "speech", "train", "server"},
 }
 # Tests may look further: an engine test loads a model file it has written.
 TEST_EXTRA = {"server": {"hub"}}

@@ -6,6 +6,7 @@ set -euo pipefail
 build_packages=(ca-certificates g++ cmake ninja-build ccache pkg-config python3 python3-venv
   libfmt-dev libspdlog-dev nlohmann-json3-dev libssl-dev libpcre2-dev libutf8proc-dev
   zlib1g-dev libzstd-dev liblz4-dev
+  libflac-dev libogg-dev libvorbis-dev libopus-dev libopusfile-dev
   libedit-dev libncurses-dev libbsd-dev libmd-dev
   libjs-markdown-it libjs-highlight.js libjs-katex fonts-katex libjs-chart.js)
 test_packages=(libgtest-dev libgmock-dev curl zstd file git zsh fish)

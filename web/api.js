@@ -41,7 +41,7 @@ export async function fetchMetrics(key, signal) {
   return response.text();
 }
 
-// Yields the events of one streamed chat completion: parsed chunks, as they come.
+// Yields the chunks of one streamed chat completion, as they come.
 export async function* streamChat(body, key, signal) {
   const response = await request('v1/chat/completions', {
     method: 'POST',
@@ -49,6 +49,25 @@ export async function* streamChat(body, key, signal) {
     body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
     signal,
   });
+  yield* events(response);
+}
+
+// Yields the text of a recording piece by piece. `fields`: model and what else the form shall have.
+export async function* streamTranscription(file, fields, key, signal) {
+  const form = new FormData();
+  form.append('file', file, file.name);
+  for (const [name, value] of Object.entries({ ...fields, stream: 'true' })) {
+    if (value !== undefined && value !== '') form.append(name, value);
+  }
+  const response = await request('v1/audio/transcriptions', { method: 'POST', headers: headers(key), body: form, signal });
+  for await (const event of events(response)) {
+    if (event.type === 'transcript.text.delta') yield event.delta;
+    if (event.type === 'transcript.text.done') return;
+  }
+}
+
+// The parsed events of a stream, until [DONE] or until the caller has what it wants.
+async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let buffer = '';
   try {

@@ -4,6 +4,7 @@ import { ChatView, exportMarkdown, newConversation } from './chat.js';
 import { fillIcons, icon } from './icons.js';
 import { MetricsView } from './metrics.js';
 import { describeSettings, SettingsDialog } from './settings.js';
+import { SpeechInput } from './speech.js';
 import { deleteConversation, loadConversations, readSetting, saveConversation, writeSetting } from './store.js';
 
 const $ = (id) => document.getElementById(id);
@@ -16,6 +17,7 @@ const state = {
   defaults: readSetting('defaults', {}),
   theme: null,  // null follows the system
   online: null,
+  speechModels: new Set(),  // names of those that hear
 };
 
 // ---- small services
@@ -70,7 +72,9 @@ async function connect() {
     setOnline(true);
     const chosen = readSetting('model', '');
     $('model').replaceChildren(...models.map(({ id }) => new Option(id, id, false, id === chosen)));
+    state.speechModels = new Set(models.filter((m) => m.architecture?.input_modalities?.includes('audio')).map(({ id }) => id));
     $('model').disabled = models.length < 2;
+    drawComposer();
     $('model').title = $('model').value;
     document.title = models.length ? `${$('model').value} · reft` : 'reft';
     connectTimer = setTimeout(connect, 30000);
@@ -307,10 +311,20 @@ function fitPrompt() {
   const prompt = $('prompt');
   prompt.style.height = 'auto';
   prompt.style.height = `${Math.min(prompt.scrollHeight, innerHeight * 0.4)}px`;
-  $('send').disabled = !prompt.value.trim();
+  $('send').disabled = hears() || !prompt.value.trim();
+}
+
+// A speech model takes recordings; the text then is a hint to it.
+const hears = () => state.speechModels.has($('model').value);
+function drawComposer() {
+  speech.show(hears());
+  $('prompt').placeholder = hears() ? 'Choose a sound file or record one; names and spelling to expect go here' : 'Ask anything';
+  document.body.classList.toggle('speech', hears());
+  fitPrompt();
 }
 
 function submit() {
+  if (hears()) return;
   const text = $('prompt').value;
   if (!text.trim() || chat.busy) return;
   $('prompt').value = '';
@@ -366,6 +380,10 @@ const chat = new ChatView(
     error: (error) => { if (error.status === 0 || error.status === 401) connect(); },
   },
 );
+const speech = new SpeechInput({ upload: $('upload'), record: $('record'), field: $('sound') }, {
+  send: (file) => chat.transcribe(file, { prompt: $('prompt').value.trim() }),
+  error: (text) => status(text, true),
+});
 const metrics = new MetricsView({ tiles: $('tiles'), plots: $('plots'), state: $('metrics-state') }, () => state.key);
 const settings = new SettingsDialog($('settings'), {
   settings: () => state.current.settings,
@@ -393,7 +411,7 @@ function listen() {
   $('search').addEventListener('input', drawHistory);
   $('theme').addEventListener('click', nextTheme);
   $('open-settings').addEventListener('click', () => settings.open());
-  $('model').addEventListener('change', () => { writeSetting('model', $('model').value); $('model').title = $('model').value; });
+  $('model').addEventListener('change', () => { writeSetting('model', $('model').value); $('model').title = $('model').value; drawComposer(); });
   $('composer').addEventListener('submit', (event) => { event.preventDefault(); submit(); });
   $('stop').addEventListener('click', () => chat.stop());
   $('prompt').addEventListener('input', fitPrompt);

@@ -1,5 +1,5 @@
 // One conversation on the page: what is shown, and what is asked of the server.
-import { ApiError, streamChat } from './api.js';
+import { ApiError, streamChat, streamTranscription } from './api.js';
 import { icon } from './icons.js';
 import { renderMarkdown, splitThinking } from './markdown.js';
 
@@ -120,7 +120,7 @@ export class ChatView {
   }
 
   fillUser(element, message) {
-    element.innerHTML = `<div class="bubble"></div><div class="tools">${this.button('edit', 'edit', 'Edit and resend')}${this.button('copy', 'copy', 'Copy')}</div>`;
+    element.innerHTML = `<div class="bubble"></div><div class="tools">${message.recording ? '' : this.button('edit', 'edit', 'Edit and resend')}${this.button('copy', 'copy', 'Copy')}</div>`;
     element.firstChild.textContent = message.content;
   }
 
@@ -161,8 +161,8 @@ export class ChatView {
     const pager = count > 1 ? `<span class="pager">${this.button('previous', 'left', 'Previous version', message.active === 0)}`
       + `<span>${message.active + 1} / ${count}</span>${this.button('next', 'right', 'Next version', message.active === count - 1)}</span>` : '';
     const last = message === this.conversation.messages.at(-1);
-    const cut = last && version.content && (version.error || ['length', 'stopped'].includes(version.stats?.finish));
-    const tools = live ? '' : `${pager}${this.button('copy', 'copy', 'Copy')}${this.button('regenerate', 'refresh', 'Regenerate')}`
+    const cut = last && !message.recording && version.content && (version.error || ['length', 'stopped'].includes(version.stats?.finish));
+    const tools = live ? '' : `${pager}${this.button('copy', 'copy', 'Copy')}${message.recording ? '' : this.button('regenerate', 'refresh', 'Regenerate')}`
       + (cut ? this.button('continue', 'forward', 'Continue this answer') : '');
     this.setHtml(element.querySelector('.tools'), `${tools}<span class="stats">${statsText(version.stats)}</span>`);
   }
@@ -288,7 +288,7 @@ export class ChatView {
   }
 
   editLast() {
-    const index = this.conversation.messages.findLastIndex((message) => message.role === 'user');
+    const index = this.conversation.messages.findLastIndex((message) => message.role === 'user' && !message.recording);
     if (index >= 0) this.edit(index);
   }
 
@@ -317,25 +317,44 @@ export class ChatView {
     await this.generate(this.conversation, message, true);
   }
 
+  // Has a recording written down. `fields`: see streamTranscription.
+  async transcribe(file, fields) {
+    if (this.busy) return;
+    const conversation = this.conversation;
+    conversation.messages.push({ role: 'user', content: file.name, recording: true });
+    if (!conversation.title) conversation.title = file.name.slice(0, 80);
+    const message = { role: 'assistant', versions: [{ content: '', reasoning: '' }], active: 0, recording: true };
+    conversation.messages.push(message);
+    const all = { model: this.host.model(), ...fields };
+    await this.run(conversation, message, all.model, async function* chunks(key, signal) {
+      for await (const content of streamTranscription(file, all, key, signal)) yield { choices: [{ delta: { content } }] };
+    });
+  }
+
   stop() { this.running?.abort.abort(); }
 
   async generate(conversation, message, continues = false) {
+    const index = conversation.messages.indexOf(message);
+    const body = { ...requestBody(conversation.settings, this.host.model()), messages: requestMessages(conversation, continues ? index + 1 : index) };
+    if (continues) Object.assign(body, { continue_final_message: true, add_generation_prompt: false });
+    await this.run(conversation, message, body.model, (key, signal) => streamChat(body, key, signal));
+  }
+
+  // Fills the message's active version with the chunks of `stream(key, signal)`.
+  async run(conversation, message, model, stream) {
     const version = active(message);
     const abort = new AbortController();
     this.running = { abort, conversation, message };
     delete version.error;
-    const index = conversation.messages.indexOf(message);
     this.render();
     this.follow = true;
     this.scrollDown();
     conversation.updated = Date.now();
     this.host.saved(conversation);
-    const body = { ...requestBody(conversation.settings, this.host.model()), messages: requestMessages(conversation, continues ? index + 1 : index) };
-    if (continues) Object.assign(body, { continue_final_message: true, add_generation_prompt: false });
-    version.model = body.model;
+    version.model = model;
     const clock = new AnswerClock();
     try {
-      for await (const chunk of streamChat(body, this.host.key(), abort.signal)) {
+      for await (const chunk of stream(this.host.key(), abort.signal)) {
         this.addChunk(version, chunk, clock);
         version.stats = clock.stats();
         this.drawSoon(conversation, message);

@@ -49,6 +49,7 @@ Command make_command() {
 Command serve_command();
 Command chat_command();
 Command run_command();
+Command transcribe_command();
 Command bench_serve_command();
 Command bench_latency_command();
 Command bench_throughput_command();

@@ -193,12 +193,7 @@ void ModelFlags::apply_threads() const {
   set_compute_threads(static_cast<int>(threads));
 }
 
-ServingModel ModelFlags::load() const {
-  apply_threads();
-  ServingModel out;
-  out.path = resolve_path();
-  if (model.empty() && !quiet)
-    log_info("Serve", "No --model given: using the default model, {}", out.path);
+LoadOptions ModelFlags::load_options() const {
   LoadOptions options;
   options.device = choose_device(device);
   options.dtype = dtype == "float" ? "float32" : dtype == "half" ? "float16" : dtype;
@@ -207,7 +202,16 @@ ServingModel ModelFlags::load() const {
   options.seed = static_cast<uint64_t>(seed);
   options.max_model_len = engine.max_model_len;
   options.quiet = quiet;
-  out.loaded = load_model(out.path, options);
+  return options;
+}
+
+ServingModel ModelFlags::load() const {
+  apply_threads();
+  ServingModel out;
+  out.path = resolve_path();
+  if (model.empty() && !quiet)
+    log_info("Serve", "No --model given: using the default model, {}", out.path);
+  out.loaded = load_model(out.path, load_options());
   const bool skip = skip_tokenizer_init || (tokenizer.empty() && !comes_with_tokenizer(out.path));
   if (!skip) {
     out.tokenizer = load_tokenizer_for(out.path);
@@ -227,6 +231,16 @@ ServingModel ModelFlags::load() const {
   }
   if (!source.empty() && out.tokenizer != nullptr)
     out.chat_template = std::make_shared<ChatTemplate>(source);
+  return out;
+}
+
+ServingSpeechModel ModelFlags::load_speech() const {
+  apply_threads();
+  ServingSpeechModel out;
+  out.path = resolve_path();
+  check(is_speech_model(out.path), "'{}' is not a speech model", out.path);
+  out.loaded = load_speech_model(out.path, load_options());
+  out.tokenizer = load_tokenizer_for(out.path);
   return out;
 }
 

@@ -7,6 +7,7 @@
 #include "base/args.h"
 #include "engine/engine.h"
 #include "models/model.h"
+#include "models/speech_model.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
 
@@ -22,6 +23,13 @@ struct ServingModel {
 
   // For commands that take text. Throws Error when there is none.
   const Tokenizer& require_tokenizer() const;
+};
+
+// The same for a speech model.
+struct ServingSpeechModel {
+  std::string path;
+  LoadedSpeechModel loaded;
+  std::shared_ptr<const Tokenizer> tokenizer;
 };
 
 struct ModelFlags {
@@ -53,7 +61,10 @@ struct ModelFlags {
   // Sets the compute threads, finds (or downloads) and loads the model. Without --model: the
   // default model.
   ServingModel load() const;
+  // Throws Error where the model is none of speech.
+  ServingSpeechModel load_speech() const;
   void apply_threads() const;
+  LoadOptions load_options() const;
   // Only the files' place, and the tokenizer with its template.
   std::string resolve_path() const;
   std::shared_ptr<const Tokenizer> load_tokenizer_for(const std::string& path) const;

@@ -105,26 +105,47 @@ struct ServeOptions {
     if (const char* key = std::getenv("VLLM_API_KEY"); key != nullptr && server.api_keys.empty()) {
       server.api_keys.emplace_back(key);
     }
-    ServingModel serving = model.load();
-    if (server.served_model_names.empty()) {
-      server.served_model_names.push_back(model.model.empty() ||
-                                                  model.model.find(".gguf") != std::string::npos
-                                              ? short_model_name(serving.path)
-                                              : model.model);
+    const std::string path = model.resolve_path();
+    if (is_speech_model(path)) {
+      ServingSpeechModel serving = model.load_speech();
+      name_model(serving.path);
+      SpeechEngine engine(
+          std::move(serving.loaded), serving.tokenizer,
+          {.max_num_seqs = parser.was_set("max_num_seqs") ? model.engine.max_num_seqs : 0,
+           .max_queued_requests = model.engine.max_queued_requests});
+      listen_and_serve(engine, serving.tokenizer, start);
+      return 0;
     }
-    server.model_path = model.model.empty() ? serving.path : model.model;
+    ServingModel serving = model.load();
+    name_model(serving.path);
     server.chat_template = serving.chat_template;
     model.engine.seed = static_cast<uint64_t>(model.seed);
     Engine engine(std::move(serving.loaded), serving.tokenizer, model.engine);
+    listen_and_serve(engine, serving.tokenizer, start);
+    return 0;
+  }
+
+  void name_model(const std::string& path) {
+    if (server.served_model_names.empty()) {
+      server.served_model_names.push_back(model.model.empty() ||
+                                                  model.model.find(".gguf") != std::string::npos
+                                              ? short_model_name(path)
+                                              : model.model);
+    }
+    server.model_path = model.model.empty() ? path : model.model;
+  }
+
+  template <class AnyEngine>
+  void listen_and_serve(AnyEngine& engine, const std::shared_ptr<const Tokenizer>& tokenizer,
+                        std::chrono::steady_clock::time_point start) {
     log_info("Serve", "Init engine (load model, create KV cache) took {:.2f} seconds",
              std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     log_info("Serve", "Starting API server ...");
-    Server http(engine, serving.tokenizer, server);
+    Server http(engine, tokenizer, server);
     log_info("Serve", "HTTP server listening on {} ...",
              server.uds.empty() ? fmt::format("{}:{}", server.host, http.port()) : server.uds);
     if (server.uds.empty()) log_info("Serve", "Web UI: http://127.0.0.1:{}/ui.html", http.port());
     http.run();
-    return 0;
   }
 };
 

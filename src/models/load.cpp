@@ -11,7 +11,7 @@
 #include "models/dummy.h"
 #include "models/gguf_checkpoint.h"
 #include "models/model.h"
-#include "models/quantized.h"
+#include "models/parameter_loading.h"
 #include "tensor/allocator.h"
 #include "tensor/safetensors.h"
 
@@ -158,27 +158,24 @@ void settle_tying(Json& config, const CheckpointReader& reader, const CanonicalN
   if (!equal) config["tie_word_embeddings"] = false;
 }
 
-// Where each parameter's tensor is. Everything is checked before the first byte is converted.
-struct Assigned {
-  const TensorEntry* plain = nullptr;
-  std::optional<QuantizedMatrix> quantized;  // where there is no plain one
-};
-using Assignment = std::unordered_map<std::string, Assigned>;
+}  // namespace
 
-Assignment assign_tensors(CausalLmModel& model, const CheckpointReader& reader,
-                          const CanonicalNames& names, const QuantizedTensors& quantized,
-                          const std::string& path) {
-  Assignment assignment;
+TensorAssignment assign_tensors(Module& model, const CheckpointReader& reader,
+                                const std::string& path,
+                                FunctionRef<const TensorEntry*(const std::string& name)> find,
+                                FunctionRef<bool(const std::string& key)> ignored,
+                                const QuantizedTensors* quantized) {
+  TensorAssignment assignment;
   std::unordered_set<const TensorEntry*> used;
   model.visit([&](const std::string& name, Parameter& parameter) {
-    if (parameter.set_scales) {
-      if (const auto matrix = quantized.find(name, parameter.shape)) {
+    if (quantized != nullptr && parameter.set_scales) {
+      if (const auto matrix = quantized->find(name, parameter.shape)) {
         used.insert({matrix->codes, matrix->scales, matrix->zeros, matrix->order});
-        assignment.emplace(name, Assigned{.quantized = matrix});
+        assignment.emplace(name, AssignedTensor{.quantized = matrix});
         return;
       }
     }
-    const TensorEntry* entry = names.find(name);
+    const TensorEntry* entry = find(name);
     if (entry == nullptr) {
       check(parameter.optional, "{}: tensor '{}' is missing", path, name);
       return;
@@ -189,16 +186,14 @@ Assignment assign_tensors(CausalLmModel& model, const CheckpointReader& reader,
     check(is_float(entry->dtype) || is_block_format(entry->dtype),
           "{}: tensor '{}' is {}, which is not supported here", entry->file, entry->name,
           dtype_name(entry->dtype));
-    assignment.emplace(name, Assigned{.plain = entry});
+    assignment.emplace(name, AssignedTensor{.plain = entry});
     used.insert(entry);
   });
   int64_t num_extra = 0;
   std::string examples;
   for (const TensorEntry& entry : reader.entries()) {
     const std::string& name = entry.name;
-    const bool expected = name.ends_with("rotary_emb.inv_freq") || name.ends_with(kHeadName) ||
-                          (!quantized.method().empty() && QuantizedTensors::is_auxiliary(name));
-    if (used.count(&entry) > 0 || expected) continue;
+    if (used.count(&entry) > 0 || ignored(name)) continue;
     if (++num_extra <= 3) examples += (examples.empty() ? "" : ", ") + name;
   }
   if (num_extra > 0) {
@@ -207,6 +202,8 @@ Assignment assign_tensors(CausalLmModel& model, const CheckpointReader& reader,
   }
   return assignment;
 }
+
+namespace {
 
 // The dtype of the checkpoint where config.json does not say it: the embedding's; of block formats,
 // what they are computed in.
@@ -219,18 +216,10 @@ DType stored_dtype(const CheckpointReader& reader, const CanonicalNames& names) 
   return DType::kF32;
 }
 
-struct LoadPlan {
-  DType compute;
-  const QuantizedTensors* quantized;  // null for dummy weights
-  bool convert;  // plain weights become `compute`; else they stay as the file has them
-  Device device;
-  uint64_t seed;
-};
+}  // namespace
 
-// Module by module, so that the file's form and the packed form of only a few weights exist at a
-// time.
-void load_parameters(CausalLmModel& model, const CheckpointReader* reader,
-                     const Assignment& assignment, const LoadPlan& plan, bool quiet) {
+void load_parameters(Module& model, const CheckpointReader* reader,
+                     const TensorAssignment& assignment, const LoadPlan& plan, bool quiet) {
   struct Job {
     Module* module;
     std::string prefix;
@@ -292,6 +281,8 @@ void load_parameters(CausalLmModel& model, const CheckpointReader* reader,
                                   load_one(jobs[shared + static_cast<size_t>(i)]);
                               });
 }
+
+namespace {
 
 // Completes source.config by what the weights say.
 std::unique_ptr<CausalLmModel> create_model(Source& source,
@@ -384,9 +375,17 @@ LoadedModel load_model(const std::string& path, const LoadOptions& options) {
   loaded.compute_dtype =
       as_stored ? loaded.model->info().checkpoint_dtype : parse_float_dtype(options.dtype);
 
-  Assignment assignment;
-  if (source.reader)
-    assignment = assign_tensors(*loaded.model, *source.reader, *names, *quantized, path);
+  TensorAssignment assignment;
+  if (source.reader) {
+    assignment = assign_tensors(
+        *loaded.model, *source.reader, path,
+        [&](const std::string& name) { return names->find(name); },
+        [&](const std::string& key) {
+          return key.ends_with("rotary_emb.inv_freq") || key.ends_with(kHeadName) ||
+                 (!quantized->method().empty() && QuantizedTensors::is_auxiliary(key));
+        },
+        &*quantized);
+  }
   load_parameters(*loaded.model, source.reader.get(), assignment,
                   {.compute = loaded.compute_dtype,
                    .quantized = &*quantized,

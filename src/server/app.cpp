@@ -100,9 +100,12 @@ std::string decode_target(std::string_view target) {
 App::App(ServeContext& context, boost::asio::thread_pool& workers)
     : context_(context), workers_(workers) {
   using Run = Route::Run;
+  using Body = Route::Body;
   routes_ = {
       {"POST", "/v1/chat/completions", handle_chat_completions, true, Run::kWorker},
       {"POST", "/v1/completions", handle_completions, true, Run::kWorker},
+      {"POST", "/v1/audio/transcriptions", handle_transcriptions, true, Run::kWorker, Body::kForm},
+      {"POST", "/v1/audio/translations", handle_translations, true, Run::kWorker, Body::kForm},
       {"POST", "/tokenize", handle_tokenize, true, Run::kWorker},
       {"POST", "/detokenize", handle_detokenize, true, Run::kWorker},
       {"POST", "/apply_template", handle_apply_template, true, Run::kWorker},
@@ -245,8 +248,10 @@ std::optional<HttpResponse> App::on_head(HttpRequest& request) {
     std::string_view type = request.header("content-type");
     type = type.substr(0, type.find(';'));
     while (!type.empty() && type.back() == ' ') type.remove_suffix(1);
-    if (!type.empty() && !equals_ignoring_case(type, "application/json")) {
-      return error_response(415, "the body must be application/json", "content-type");
+    const bool form = request.route->body == Route::Body::kForm;
+    const char* wanted = form ? "multipart/form-data" : "application/json";
+    if ((form || !type.empty()) && !equals_ignoring_case(type, wanted)) {
+      return error_response(415, fmt::format("the body must be {}", wanted), "content-type");
     }
   }
   return std::nullopt;

@@ -13,11 +13,13 @@ namespace reft {
 
 struct Route {
   enum class Run { kStrand, kWorker };
+  enum class Body { kJson, kForm };
   const char* method;  // GET routes answer HEAD too
   std::string path;    // a trailing "*" matches the rest
   Handler handler;
   bool needs_key;
   Run run;
+  Body body = Body::kJson;
 };
 
 class App final : public HttpApp {

@@ -174,6 +174,7 @@ class ChatGeneration final : public Generation {
 }  // namespace
 
 void handle_chat_completions(ServeContext& context, const std::shared_ptr<Exchange>& exchange) {
+  context.engine();
   ChatRequest request =
       parse_chat_request(parse_request_body(exchange->request().body), context.request);
   std::vector<std::vector<int32_t>> prompts = {std::move(request.prompt)};

@@ -168,6 +168,7 @@ class CompletionGeneration final : public Generation {
 }  // namespace
 
 void handle_completions(ServeContext& context, const std::shared_ptr<Exchange>& exchange) {
+  context.engine();
   CompletionRequest request =
       parse_completion_request(parse_request_body(exchange->request().body), context.request);
   std::vector<std::vector<int32_t>> prompts = request.prompts;

@@ -67,7 +67,7 @@ void Generation::start(std::vector<std::vector<int32_t>> prompts) {
       engine_ids_.push_back(engine_id);
     }
     try {
-      context_.engine.submit(std::move(request));
+      context_.engine().submit(std::move(request));
     } catch (...) {
       HttpResponse refusal = response_of_current_exception();
       exchange_->respond(std::move(refusal));
@@ -80,7 +80,7 @@ void Generation::start(std::vector<std::vector<int32_t>> prompts) {
       const std::lock_guard lock(mutex_);
       aborted = aborted_;
     }
-    if (aborted) context_.engine.abort(engine_id);
+    if (aborted) context_.engine().abort(engine_id);
   }
 }
 
@@ -104,7 +104,7 @@ void Generation::abort_all() {
     ids = engine_ids_;
     queue_.clear();
   }
-  for (const std::string& id : ids) context_.engine.abort(id);
+  for (const std::string& id : ids) context_.engine().abort(id);
 }
 
 void Generation::push(size_t prompt, GenerationUpdate&& update) {

@@ -13,6 +13,8 @@ using Handler = void (*)(ServeContext& context, const std::shared_ptr<Exchange>&
 
 void handle_chat_completions(ServeContext& context, const std::shared_ptr<Exchange>& exchange);
 void handle_completions(ServeContext& context, const std::shared_ptr<Exchange>& exchange);
+void handle_transcriptions(ServeContext& context, const std::shared_ptr<Exchange>& exchange);
+void handle_translations(ServeContext& context, const std::shared_ptr<Exchange>& exchange);
 void handle_tokenize(ServeContext& context, const std::shared_ptr<Exchange>& exchange);
 void handle_detokenize(ServeContext& context, const std::shared_ptr<Exchange>& exchange);
 void handle_apply_template(ServeContext& context, const std::shared_ptr<Exchange>& exchange);

@@ -119,6 +119,43 @@ void print_engine(Printer& print, const EngineStats& stats) {
                   stats.iteration_tokens);
 }
 
+void print_text(Printer& print, const Engine& engine) {
+  const EngineOptions& options = engine.options();
+  print_engine(print, engine.stats());
+  print.head("vllm:cache_config_info", "The KV cache's configuration.", "gauge");
+  print.line("vllm:cache_config_info",
+             fmt::format("block_size=\"{}\",num_gpu_blocks=\"{}\",enable_prefix_caching=\"{}\","
+                         "cache_dtype=\"{}\",gpu_memory_utilization=\"{}\"",
+                         options.block_size, engine.num_kv_blocks(),
+                         options.enable_prefix_caching ? "True" : "False",
+                         escape_label(options.kv_cache_dtype), options.gpu_memory_utilization),
+             1);
+}
+
+void print_speech(Printer& print, const SpeechStats& stats) {
+  print.gauge("vllm:num_requests_running", "Recordings that are written down.",
+              static_cast<double>(stats.num_requests_running));
+  print.gauge("vllm:num_requests_waiting", "Recordings that wait.",
+              static_cast<double>(stats.num_requests_waiting));
+  print.head("vllm:request_success_total", "Finished requests by reason.", "counter");
+  for (const auto& [reason, count] :
+       {std::pair("stop", stats.finished), {"abort", stats.aborted}, {"error", stats.failed}}) {
+    print.line("vllm:request_success_total", fmt::format("finished_reason=\"{}\"", reason),
+               static_cast<double>(count));
+  }
+  print.counter("vllm:generation_tokens_total", "Tokens generated.", stats.tokens);
+  print.head("reft:audio_seconds_total", "Seconds of sound in finished requests.", "counter");
+  print.line("reft:audio_seconds_total", "", stats.audio_seconds);
+  print.counter("reft:audio_windows_total", "Windows of sound encoded.", stats.windows);
+  print.counter("reft:audio_fallbacks_total", "Windows tried again at a higher temperature.",
+                stats.fallbacks);
+  print.histogram("vllm:e2e_request_latency_seconds", "Time from arrival to the end.",
+                  stats.e2e_latency);
+  print.histogram("vllm:request_queue_time_seconds", "Time in the queue.", stats.queue_time);
+  print.histogram("reft:audio_encode_seconds", "Time of one batch of windows in the encoder.",
+                  stats.encode_time);
+}
+
 int64_t resident_bytes() {
   try {
     long long pages = 0, resident = 0;
@@ -170,17 +207,9 @@ void HttpMetrics::print(std::string& out) const {
 std::string prometheus_text(const ServeContext& context) {
   std::string out;
   const std::string model = escape_label(context.request.model_names.front());
-  const EngineOptions& options = context.engine.options();
   Printer print(out, fmt::format("model_name=\"{}\",engine=\"0\"", model));
-  print_engine(print, context.engine.stats());
-  print.head("vllm:cache_config_info", "The KV cache's configuration.", "gauge");
-  print.line("vllm:cache_config_info",
-             fmt::format("block_size=\"{}\",num_gpu_blocks=\"{}\",enable_prefix_caching=\"{}\","
-                         "cache_dtype=\"{}\",gpu_memory_utilization=\"{}\"",
-                         options.block_size, context.engine.num_kv_blocks(),
-                         options.enable_prefix_caching ? "True" : "False",
-                         escape_label(options.kv_cache_dtype), options.gpu_memory_utilization),
-             1);
+  if (context.speech != nullptr) print_speech(print, context.speech->stats());
+  if (context.text != nullptr) print_text(print, *context.text);
   context.http_metrics.print(out);
   Printer process(out, "");
   process.gauge("process_resident_memory_bytes", "Resident memory.",

@@ -29,6 +29,8 @@ std::string model_object(const ServeContext& context, const std::string& name) {
   append_json_string(out, context.options.model_path.empty() ? name : context.options.model_path);
   out += R"(,"parent":null,"max_model_len":)";
   append_json_int(out, context.request.max_model_len);
+  if (context.speech != nullptr)
+    out += R"(,"architecture":{"input_modalities":["audio"],"output_modalities":["text"]})";
   out += R"(,"permission":[]})";
   return out;
 }
@@ -119,7 +121,7 @@ void handle_model(ServeContext& context, const std::shared_ptr<Exchange>& exchan
 
 void handle_health(ServeContext& context, const std::shared_ptr<Exchange>& exchange) {
   std::string reason;
-  if (!context.engine.healthy(&reason)) {
+  if (context.text != nullptr && !context.text->healthy(&reason)) {
     return exchange->respond(
         error_response(503, "the engine stopped: " + reason, "", "engine_dead"));
   }

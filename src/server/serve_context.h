@@ -14,6 +14,7 @@
 #include "engine/metrics.h"
 #include "server/request_context.h"
 #include "server/server.h"
+#include "speech/speech_engine.h"
 
 namespace reft {
 
@@ -47,7 +48,9 @@ class LiveCount {
 };
 
 struct ServeContext {
-  Engine& engine;
+  // One of the two is served.
+  Engine* text = nullptr;
+  SpeechEngine* speech = nullptr;
   ServerOptions options;
   RequestContext request;
   std::string system_fingerprint;
@@ -55,6 +58,17 @@ struct ServeContext {
   HttpMetrics http_metrics;
   LiveCount generations;
   std::atomic<bool> aborting = false;  // shutting down without grace
+
+  // Throws RequestError 400 where a speech model is served.
+  Engine& engine() const {
+    if (text == nullptr) {
+      throw RequestError(
+          "this server's model is one of speech: use /v1/audio/transcriptions or "
+          "/v1/audio/translations",
+          "model", 400, "model_not_supported");
+    }
+    return *text;
+  }
 };
 
 // The text of /metrics: the engine's counters under vLLM's names, then HTTP.

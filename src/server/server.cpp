@@ -66,12 +66,33 @@ Json parse_option(const std::string& text, const char* flag) {
   return value;
 }
 
-RequestContext make_request_context(const Engine& engine,
+// What the context needs to know of a model.
+struct ServedModel {
+  int64_t vocab_size, max_model_len;
+  const Json& generation_config;
+  std::string identity;  // for the fingerprint
+};
+
+ServedModel describe(const Engine& engine) {
+  const LoadedModel& model = engine.model();
+  return {engine.vocab_size(), engine.max_model_len(), model.generation_config,
+          fmt::format("{} {} {}", model.num_parameters, model.weight_bytes,
+                      engine.options().kv_cache_dtype)};
+}
+
+ServedModel describe(const SpeechEngine& engine) {
+  static const Json none = Json::object();
+  const LoadedSpeechModel& model = engine.model();
+  return {model.model->info().vocab_size, model.model->info().max_target_positions, none,
+          fmt::format("{} {} speech", model.num_parameters, model.weight_bytes)};
+}
+
+RequestContext make_request_context(const ServedModel& model,
                                     std::shared_ptr<const Tokenizer> tokenizer,
                                     const ServerOptions& options) {
   RequestContext out;
-  out.vocab_size = engine.vocab_size();
-  out.max_model_len = engine.max_model_len();
+  out.vocab_size = model.vocab_size;
+  out.max_model_len = model.max_model_len;
   out.max_n = options.max_n;
   out.max_logprobs = options.max_logprobs;
   out.model_names = options.served_model_names;
@@ -94,9 +115,7 @@ RequestContext make_request_context(const Engine& engine,
   out.response_role = options.response_role;
   Json generation_config = Json::object();
   if (options.generation_config == "auto") {
-    if (engine.model().generation_config.is_object()) {
-      generation_config = engine.model().generation_config;
-    }
+    if (model.generation_config.is_object()) generation_config = model.generation_config;
   } else {
     check(options.generation_config == "vllm", "--generation_config must be auto or vllm, got '{}'",
           options.generation_config);
@@ -110,8 +129,9 @@ RequestContext make_request_context(const Engine& engine,
 }  // namespace
 
 struct Server::State {
-  State(Engine& engine_ref, std::shared_ptr<const Tokenizer> tokenizer, ServerOptions options)
-      : context{.engine = engine_ref, .options = std::move(options)},
+  State(Engine* text, SpeechEngine* speech, const ServedModel& model,
+        std::shared_ptr<const Tokenizer> tokenizer, ServerOptions options)
+      : context{.text = text, .speech = speech, .options = std::move(options)},
         app(context, workers),
         pool(app, context.options, connection_limit(context.options.max_connections)),
         workers(static_cast<size_t>(std::max(1, context.options.worker_threads))),
@@ -120,11 +140,9 @@ struct Server::State {
         drain_timer(acceptor.get_executor()),
         accept_timer(acceptor.get_executor()) {
     context.created = std::time(nullptr);
-    context.request = make_request_context(engine_ref, std::move(tokenizer), context.options);
-    const auto& model = engine_ref.model();
+    context.request = make_request_context(model, std::move(tokenizer), context.options);
     context.system_fingerprint = fingerprint(
-        fmt::format("{} {} {} {} {}", REFT_VERSION, context.request.model_names.front(),
-                    model.num_parameters, model.weight_bytes, engine_ref.options().kv_cache_dtype));
+        fmt::format("{} {} {}", REFT_VERSION, context.request.model_names.front(), model.identity));
   }
 
   // In this order, because handlers that io or the workers still hold end in the pool and the
@@ -268,7 +286,15 @@ void Server::State::finish() {
 }
 
 Server::Server(Engine& engine, std::shared_ptr<const Tokenizer> tokenizer, ServerOptions options)
-    : state_(std::make_unique<State>(engine, std::move(tokenizer), std::move(options))) {
+    : state_(std::make_unique<State>(&engine, nullptr, describe(engine), std::move(tokenizer),
+                                     std::move(options))) {
+  state_->listen();
+}
+
+Server::Server(SpeechEngine& engine, std::shared_ptr<const Tokenizer> tokenizer,
+               ServerOptions options)
+    : state_(std::make_unique<State>(nullptr, &engine, describe(engine), std::move(tokenizer),
+                                     std::move(options))) {
   state_->listen();
 }
 

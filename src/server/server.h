@@ -1,5 +1,5 @@
 // The HTTP server: OpenAI's API with vLLM's extras, the web UI and Prometheus metrics over one
-// Engine.
+// Engine or SpeechEngine.
 //
 // Threads: `run` blocks its caller until the server stopped. Two I/O threads own the sockets (each
 // connection on a strand), two more render templates, tokenise and parse. Engine callbacks only
@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "engine/engine.h"
+#include "speech/speech_engine.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
 
@@ -90,6 +91,8 @@ class Server {
   // Binds and listens (the caller logs the address). Throws Error naming the address or the option
   // at fault.
   Server(Engine& engine, std::shared_ptr<const Tokenizer> tokenizer, ServerOptions options);
+  // The same for a speech model, with the routes /v1/audio/….
+  Server(SpeechEngine& engine, std::shared_ptr<const Tokenizer> tokenizer, ServerOptions options);
   ~Server();
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;

@@ -1,5 +1,5 @@
 // Bytes as the body of each POST route: parsing must end in a value or a RequestError.
-// layers: base tensor ops backend_cpu nn models text engine server web
+// layers: base tensor ops backend_cpu nn models text media engine speech server web
 #include <cstddef>
 #include <cstdint>
 #include <memory>

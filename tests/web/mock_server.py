@@ -2,6 +2,8 @@
 
 The last user message chooses the answer: see ANSWERS. GET /mock/requests lists the chat requests so far.
 """
+import email
+import email.policy
 import http.server
 import json
 import pathlib
@@ -80,6 +82,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     requests = []
     key = ""
+    speech = False
     counters = {"prompt": 1000, "generation": 5000, "finished": 12, "running": 0}
     lock = threading.Lock()
 
@@ -102,7 +105,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if path == "/v1/models":
             if not self.authorized():
                 return self.reply(401, {"error": {"message": "wrong key"}})
-            return self.reply(200, {"object": "list", "data": [{"id": "SmolLM2-135M-Instruct", "object": "model"}]})
+            model = {"id": "SmolLM2-135M-Instruct", "object": "model"}
+            if Handler.speech:
+                model = {"id": "whisper-base", "object": "model", "architecture": {"input_modalities": ["audio"]}}
+            return self.reply(200, {"object": "list", "data": [model]})
+        if path.startswith("/mock/speech/"):
+            Handler.speech = path.endswith("/on")
+            return self.reply(200, {})
         if path == "/mock/requests":
             return self.reply(200, Handler.requests)
         if path == "/metrics":
@@ -139,7 +148,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return "\n".join(lines) + "\n"
 
     def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path == "/v1/audio/transcriptions":
+            return self.transcribe(data)
+        body = json.loads(data)
         if self.path != "/v1/chat/completions":
             return self.reply(404, {"error": {"message": "not found"}})
         if not self.authorized():
@@ -152,6 +164,26 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if "status" in answer:
             return self.reply(answer["status"], {"error": {"message": "max_tokens is too large", "param": "max_tokens"}})
         self.stream(answer)
+
+    def transcribe(self, data):
+        message = email.message_from_bytes(b"Content-Type: " + self.headers["Content-Type"].encode() + b"\r\n\r\n" + data,
+                                           policy=email.policy.HTTP)
+        fields = {part.get_param("name", header="content-disposition"): part for part in message.iter_parts()}
+        sound = fields["file"].get_payload(decode=True)
+        Handler.requests.append({"file": fields["file"].get_filename(), "begins": sound[:4].decode("latin1"), "bytes": len(sound),
+                                 **{name: part.get_payload(decode=True).decode() for name, part in fields.items() if name != "file"}})
+        if not sound.startswith(b"RIFF"):
+            return self.reply(400, {"error": {"message": "unknown audio format", "param": "file"}})
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        for event in ({"type": "transcript.text.delta", "delta": "Ask not"}, {"type": "transcript.text.delta", "delta": " what."},
+                      {"type": "transcript.text.done", "text": "Ask not what."}):
+            self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
+            self.wfile.flush()
+            time.sleep(0.02)
 
     def stream(self, answer):
         self.send_response(200)

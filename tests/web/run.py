@@ -399,6 +399,62 @@ def keyboard_and_names(p):
     expect(p.page.locator("#settings")).to_be_hidden()
 
 
+@contextlib.contextmanager
+def speech_model(p):
+    urllib.request.urlopen(f"{p.url}/mock/speech/on")
+    try:
+        p.open()
+        yield
+    finally:
+        urllib.request.urlopen(f"{p.url}/mock/speech/off")
+
+
+WAV = b"RIFF" + bytes(40)
+
+
+@test
+def speech_buttons_are_for_speech_models(p):
+    expect(p.page.locator("#upload")).to_be_hidden()
+    expect(p.page.locator("#record")).to_be_hidden()
+    with speech_model(p):
+        expect(p.page.locator("#upload")).to_be_visible()
+        expect(p.page.locator("#record")).to_be_visible()
+        expect(p.page.locator(".suggestions")).to_be_hidden()
+        p.page.fill("#prompt", "Kennedy")
+        expect(p.page.locator("#send")).to_be_disabled()
+
+
+@test
+def uploads_a_recording(p):
+    with speech_model(p):
+        p.page.fill("#prompt", "Kennedy")
+        p.page.set_input_files("#sound", {"name": "jfk.wav", "mimeType": "audio/wav", "buffer": WAV})
+        expect(p.answer()).to_have_text("Ask not what.")
+        p.done()
+        expect(p.page.locator(".bubble")).to_have_text("jfk.wav")
+        expect(p.page.locator("[data-action=regenerate]")).to_have_count(0)
+        p.shot("speech")
+        last = p.requests()[-1]
+        assert last["file"] == "jfk.wav" and last["prompt"] == "Kennedy" and last["stream"] == "true", last
+        assert last["model"] == "whisper-base" and last["bytes"] == len(WAV), last
+        p.page.set_input_files("#sound", {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"no sound"})
+        expect(p.page.locator(".failure").last).to_contain_text("unknown audio format")
+
+
+@test(permissions=["microphone"])
+def records_with_the_microphone(p):
+    with speech_model(p):
+        p.page.click("#record")
+        has_class(p.page.locator("#record"), "recording")
+        p.page.wait_for_timeout(1200)
+        p.page.click("#record")
+        expect(p.answer()).to_have_text("Ask not what.", timeout=20000)
+        last = p.requests()[-1]
+        # At least half a second of 16-bit samples at 16 kHz.
+        assert last["begins"] == "RIFF" and last["bytes"] > 16000, last
+        expect(p.page.locator("#record")).to_have_attribute("aria-pressed", "false")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", help="a running server; the mock when absent")
@@ -413,7 +469,7 @@ def main():
     chromium = args.chromium or (str(system) if system.exists() else None)
     passed = failed = 0
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"])
         for function, mock_only, context in TESTS:
             if args.only not in function.__name__ or (mock_only and args.url):
                 continue
