@@ -9,6 +9,7 @@
 #include "base/thread_pool.h"
 #include "models/config.h"
 #include "models/dummy.h"
+#include "models/expert_checkpoint.h"
 #include "models/gguf_checkpoint.h"
 #include "models/model.h"
 #include "tensor/safetensors.h"
@@ -18,6 +19,13 @@ namespace reft {
 namespace {
 
 namespace fs = std::filesystem;
+
+// With the experts' tensors as the family names them: GPT-OSS keeps a layer's together.
+std::unique_ptr<CheckpointReader> with_experts(std::unique_ptr<CheckpointReader> reader,
+                                               const Json& config) {
+  if (read_architecture(config) == "GptOssForCausalLM") return join_mxfp4(std::move(reader));
+  return split_experts(std::move(reader));
+}
 
 // What lies at the path, before any weight is touched.
 struct Source {
@@ -45,7 +53,7 @@ Source open_source(const std::string& path, bool dummy) {
     GgufCheckpoint gguf = open_gguf_checkpoint(file);
     source.config = std::move(gguf.config);
     source.generation_config = std::move(gguf.generation_config);
-    if (!dummy) source.reader = std::move(gguf.reader);
+    if (!dummy) source.reader = with_experts(std::move(gguf.reader), source.config);
     source.gguf = true;
     return source;
   }
@@ -56,7 +64,7 @@ Source open_source(const std::string& path, bool dummy) {
     source.generation_config = read_json_file(generation.string());
     check(source.generation_config.is_object(), "{}: not a JSON object", generation.string());
   }
-  if (!dummy) source.reader = open_checkpoint(path);
+  if (!dummy) source.reader = with_experts(open_checkpoint(path), source.config);
   return source;
 }
 
@@ -83,6 +91,7 @@ void refuse_quantized(const Json& config) {
   const auto it = config.find("quantization_config");
   if (it == config.end() || it->is_null()) return;
   const std::string method = it->is_object() ? it->value("quant_method", "unknown") : "unknown";
+  if (method == "mxfp4" && read_architecture(config) == "GptOssForCausalLM") return;
   fail(
       "config.json: quantization_config '{}' is not supported; use the unquantised checkpoint or a "
       "GGUF file",
@@ -230,7 +239,8 @@ void load_parameters(CausalLmModel& model, const CheckpointReader* reader,
           job.prefix.empty() ? parameter.name : job.prefix + "." + parameter.name;
       Tensor tensor;
       if (reader == nullptr) {
-        tensor = dummy_tensor(parameter, name, plan.compute, plan.seed);
+        tensor =
+            dummy_tensor(parameter, name, parameter.dummy_dtype.value_or(plan.compute), plan.seed);
       } else if (const auto it = assignment.find(name); it != assignment.end()) {
         tensor = reader->read(it->second->name);
       } else {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,9 +20,10 @@ struct Parameter {
   std::function<void(const Tensor&)>
       set;  // receives the file's tensor (CPU view, file's dtype, exact shape)
   // A tensor for `--load_format dummy`: random normal with this standard deviation around this
-  // mean.
+  // mean, in the dtype that is computed in or in this one.
   float dummy_mean = 0.0f;
   float dummy_std = 0.02f;
+  std::optional<DType> dummy_dtype = {};
 
   // Set before loading: the weights stay plain data that an optimizer updates in place.
   bool trainable = false;
