@@ -96,9 +96,9 @@ CASES = {
         num_experts=5, num_experts_per_tok=2, moe_intermediate_size=64, shared_expert_intermediate_size=32, head_dim=None,
         norm_topk_prob=False), dict(gguf=["F32", "Q8_0"])),
     "gpt_oss": ("GptOssConfig", dict(
-        num_local_experts=6, num_experts_per_tok=2, intermediate_size=40, sliding_window=9, attention_bias=True,
+        num_local_experts=6, num_experts_per_tok=2, intermediate_size=64, sliding_window=9, attention_bias=True,
         rope_parameters=dict(rope_type="yarn", rope_theta=150000.0, factor=8.0, beta_fast=32.0, beta_slow=1.0,
-                             truncate=False, original_max_position_embeddings=16)), dict(v4=True)),
+                             truncate=False, original_max_position_embeddings=16)), dict(v4=True, gguf=["MXFP4"])),
     "gpt_oss_mxfp4": ("GptOssConfig", dict(
         num_local_experts=8, num_experts_per_tok=3, hidden_size=64, intermediate_size=96, sliding_window=5,
         num_hidden_layers=2, rope_parameters=dict(
@@ -297,7 +297,7 @@ def load(folder, dtype=torch.float32):
 
 # ---- GGUF ----
 
-GGUF_ARCH = {"qwen2_moe": gguf.MODEL_ARCH.QWEN2MOE, "qwen3_moe": gguf.MODEL_ARCH.QWEN3MOE, "llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2, "qwen3": gguf.MODEL_ARCH.QWEN3,
+GGUF_ARCH = {"gpt_oss": gguf.MODEL_ARCH.GPT_OSS, "qwen2_moe": gguf.MODEL_ARCH.QWEN2MOE, "qwen3_moe": gguf.MODEL_ARCH.QWEN3MOE, "llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2, "qwen3": gguf.MODEL_ARCH.QWEN3,
              "gemma": gguf.MODEL_ARCH.GEMMA, "gemma2": gguf.MODEL_ARCH.GEMMA2, "gemma3_text": gguf.MODEL_ARCH.GEMMA3}
 
 
@@ -339,12 +339,16 @@ def write_gguf(model, path, kind):
         plain = 1.0 / (rope["rope_theta"] ** (torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim))
         scaled, _ = modeling_rope_utils.ROPE_INIT_FUNCTIONS["llama3"](c, "cpu")
         writer.add_tensor("rope_freqs.weight", (plain / scaled).numpy())
-    if c.model_type in ("gemma2", "gemma3_text"):
+    if c.model_type in ("gemma2", "gemma3_text", "gpt_oss"):
         writer.add_sliding_window(c.sliding_window)
     if c.model_type == "gemma2":
         writer.add_attn_logit_softcapping(c.attn_logit_softcapping)
         writer.add_final_logit_softcapping(c.final_logit_softcapping)
 
+    if c.model_type == "gpt_oss":
+        writer.add_expert_count(c.num_local_experts)
+        writer.add_expert_used_count(c.num_experts_per_tok)
+        writer.add_expert_feed_forward_length(c.intermediate_size)
     if c.model_type in ("qwen2_moe", "qwen3_moe"):
         writer.add_expert_count(c.num_local_experts if hasattr(c, "num_local_experts") else c.num_experts)
         writer.add_expert_used_count(c.num_experts_per_tok)
@@ -352,6 +356,18 @@ def write_gguf(model, path, kind):
     kind = gguf.GGMLQuantizationType[kind]
     back = {}
     state = dict(model.state_dict())
+    if c.model_type == "gpt_oss":
+        for name in list(state):
+            prefix = name.rpartition(".")[0]
+            if name.endswith(".experts.gate_up_proj"):
+                pairs = state.pop(name).transpose(1, 2)
+                state |= {prefix + ".gate_proj.weight": pairs[:, ::2], prefix + ".up_proj.weight": pairs[:, 1::2],
+                          prefix + ".down_proj.weight": state.pop(prefix + ".down_proj").transpose(1, 2)}
+                pairs = state.pop(prefix + ".gate_up_proj_bias")
+                state |= {prefix + ".gate_proj.bias": pairs[:, ::2], prefix + ".up_proj.bias": pairs[:, 1::2],
+                          prefix + ".down_proj.bias": state.pop(prefix + ".down_proj_bias")}
+            if name.endswith(".sinks"):
+                state[name + ".weight"] = state.pop(name)
     for name in [n for n in state if n.endswith(".experts.gate_up_proj")]:
         gate, up = state.pop(name).chunk(2, dim=1)
         prefix = name.removesuffix("gate_up_proj")
@@ -369,7 +385,9 @@ def write_gguf(model, path, kind):
             data = data + np.float32(1.0)
         target = names.get_name(name, try_suffixes=(".weight", ".bias"))
         # As llama.cpp: routers stay as they are.
-        if data.ndim == 1 or kind == gguf.GGMLQuantizationType.F32 or "_inp" in target:
+        # MXFP4 is for experts alone.
+        plain = data.ndim < 3 if kind == gguf.GGMLQuantizationType.MXFP4 else data.ndim == 1
+        if plain or kind == gguf.GGMLQuantizationType.F32 or "_inp" in target:
             writer.add_tensor(target, np.ascontiguousarray(data))
             continue
         blocks = gguf.quants.quantize(np.ascontiguousarray(data), kind)
@@ -378,6 +396,17 @@ def write_gguf(model, path, kind):
         if c.model_type == "llama" and heads:  # the inverse of permute
             values = values.reshape(heads, -1, 2, values.shape[-1]).swapaxes(1, 2).reshape(p.shape)
         back[name] = values
+    if c.model_type == "gpt_oss":
+        for name in [n for n in back if n.endswith(".experts.gate_proj.weight")]:
+            prefix = name.removesuffix("gate_proj.weight")
+            take = lambda part: back.pop(prefix + part)
+            pairs = torch.stack([take("gate_proj.weight"), take("up_proj.weight")], dim=2).flatten(1, 2)
+            bias = torch.stack([take("gate_proj.bias"), take("up_proj.bias")], dim=2).flatten(1, 2)
+            back |= {prefix + "gate_up_proj": pairs.transpose(1, 2), prefix + "gate_up_proj_bias": bias,
+                     prefix + "down_proj": take("down_proj.weight").transpose(1, 2),
+                     prefix + "down_proj_bias": take("down_proj.bias")}
+        for name in [n for n in back if n.endswith(".sinks.weight")]:
+            back[name.removesuffix(".weight")] = back.pop(name)
     for name in [n for n in back if n.endswith(".experts.gate_proj.weight")]:
         prefix = name.removesuffix("gate_proj.weight")
         parts = {part: back.pop(f"{prefix}{part}.weight") for part in ("gate_proj", "up_proj", "down_proj")}

@@ -1,6 +1,8 @@
 // A decoder-only family as the engine sees it: the trunk of nn/causal_lm.h with its facts.
 #pragma once
 
+#include <algorithm>
+
 #include "models/config.h"
 #include "models/model.h"
 #include "nn/attention.h"
@@ -32,6 +34,10 @@ class DecoderModel final : public CausalLmModel {
               .max_position = config.context_length,
               .num_layers = config.num_layers,
               .hidden_size = config.hidden_size,
+              .num_experts = config.num_experts,
+              .experts_per_token = config.experts_per_token,
+              .feed_forward_size =
+                  std::max(config.intermediate_size, config.experts_per_token * config.expert_size),
               .checkpoint_dtype = config.dtype},
         lm_(this, complete(options, config), make_block) {}
 

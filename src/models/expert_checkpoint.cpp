@@ -1,6 +1,7 @@
 #include "models/expert_checkpoint.h"
 
 #include <algorithm>
+#include <cstring>
 #include <unordered_map>
 
 #include "base/thread_pool.h"
@@ -158,7 +159,107 @@ class Mxfp4Reader final : public CheckpointReader {
   std::unordered_map<std::string, Shape> joined_;
 };
 
+// Names of GGUF's tensors, and what they become; of gate and up one name.
+struct FusedName {
+  const char* ending;
+  const char* fused;
+  const char* second;  // the tensor whose rows come in turns with these, or null
+};
+constexpr FusedName kFusedNames[] = {
+    {".experts.gate_proj.weight", ".experts.gate_up_proj", ".experts.up_proj.weight"},
+    {".experts.gate_proj.bias", ".experts.gate_up_proj_bias", ".experts.up_proj.bias"},
+    {".experts.up_proj.weight", nullptr, nullptr},
+    {".experts.up_proj.bias", nullptr, nullptr},
+    {".experts.down_proj.weight", ".experts.down_proj", nullptr},
+    {".experts.down_proj.bias", ".experts.down_proj_bias", nullptr},
+    {".sinks.weight", ".sinks", nullptr},
+};
+
+const FusedName* fused_name(const std::string& name) {
+  for (const FusedName& f : kFusedNames) {
+    if (name.ends_with(f.ending)) return &f;
+  }
+  return nullptr;
+}
+
+class GateUpReader final : public CheckpointReader {
+ public:
+  explicit GateUpReader(std::unique_ptr<CheckpointReader> reader) : reader_(std::move(reader)) {
+    std::unordered_map<std::string, const TensorEntry*> by_name;
+    for (const TensorEntry& entry : reader_->entries()) by_name.emplace(entry.name, &entry);
+    for (const TensorEntry& entry : reader_->entries()) {
+      const FusedName* f = fused_name(entry.name);
+      if (f == nullptr) entries_.push_back(entry);
+      if (f == nullptr || f->fused == nullptr) continue;
+      const std::string prefix =
+          entry.name.substr(0, entry.name.size() - std::string_view(f->ending).size());
+      TensorEntry fused = entry;
+      fused.name = prefix + f->fused;
+      Source source{entry.name, ""};
+      if (f->second != nullptr) {
+        const auto up = by_name.find(prefix + f->second);
+        check(up != by_name.end(), "{}: tensor '{}{}' is missing", entry.file, prefix, f->second);
+        check(up->second->shape == entry.shape && up->second->dtype == entry.dtype &&
+                  entry.shape.dims() >= 2,
+              "{}: tensors '{}' and '{}' differ in shape or type", entry.file, entry.name,
+              up->first);
+        source.second = up->first;
+        fused.shape = entry.shape.dims() == 2
+                          ? Shape{entry.shape[0], 2 * entry.shape[1]}
+                          : Shape{entry.shape[0], 2 * entry.shape[1], entry.shape[2]};
+      }
+      sources_.emplace(fused.name, source);
+      entries_.push_back(std::move(fused));
+    }
+  }
+
+  const std::vector<TensorEntry>& entries() const override { return entries_; }
+  bool contains(const std::string& name) const override {
+    return sources_.count(name) > 0 || reader_->contains(name);
+  }
+  void release_pages() const override { reader_->release_pages(); }
+  Tensor read(const std::string& name) const override {
+    const auto it = sources_.find(name);
+    if (it == sources_.end()) return reader_->read(name);
+    const Tensor first = reader_->read(it->second.first);
+    if (it->second.second.empty()) return first;
+    const Tensor second = reader_->read(it->second.second);
+    // Rows, or the elements of biases, in turns.
+    const bool matrices = first.dims() == 3;
+    const Shape shape = matrices ? Shape{first.size(0), 2 * first.size(1), first.size(2)}
+                                 : Shape{first.size(0), 2 * first.size(1)};
+    const Tensor result = Tensor::empty(shape, first.dtype());
+    const int64_t rows = first.size(0) * first.size(1);
+    const int64_t bytes = first.nbytes() / std::max<int64_t>(rows, 1);
+    compute_pool().parallel_for(rows, 256, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        const auto size = static_cast<size_t>(bytes);
+        std::memcpy(result.raw() + 2 * r * bytes, first.raw() + r * bytes, size);
+        std::memcpy(result.raw() + (2 * r + 1) * bytes, second.raw() + r * bytes, size);
+      }
+    });
+    return result;
+  }
+
+ private:
+  struct Source {
+    std::string first, second;
+  };
+
+  std::unique_ptr<CheckpointReader> reader_;
+  std::vector<TensorEntry> entries_;
+  std::unordered_map<std::string, Source> sources_;
+};
+
 }  // namespace
+
+std::unique_ptr<CheckpointReader> join_gate_up(std::unique_ptr<CheckpointReader> reader) {
+  const bool any = std::ranges::any_of(reader->entries(), [](const TensorEntry& e) {
+    return e.name.ends_with(kFusedNames[0].ending);
+  });
+  if (!any) return reader;
+  return std::make_unique<GateUpReader>(std::move(reader));
+}
 
 std::unique_ptr<CheckpointReader> join_mxfp4(std::unique_ptr<CheckpointReader> reader) {
   const bool any = std::ranges::any_of(

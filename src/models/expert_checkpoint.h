@@ -20,4 +20,10 @@ std::unique_ptr<CheckpointReader> split_experts(std::unique_ptr<CheckpointReader
 // Error on shapes that do not go together.
 std::unique_ptr<CheckpointReader> join_mxfp4(std::unique_ptr<CheckpointReader> reader);
 
+// GPT-OSS in GGUF: where the reader has <p>.experts.{gate,up,down}_proj.{weight,bias} of all
+// experts and <p>.sinks.weight, a reader that has <p>.experts.gate_up_proj [E, 2 F, D], gate and up
+// in turns, down_proj, their biases and <p>.sinks in their place; else the reader itself. Throws
+// Error on shapes that do not go together.
+std::unique_ptr<CheckpointReader> join_gate_up(std::unique_ptr<CheckpointReader> reader);
+
 }  // namespace reft

@@ -25,6 +25,7 @@ constexpr GgufFamily kFamilies[] = {
     {.name = "qwen3", .architecture = "Qwen3ForCausalLM"},
     {.name = "qwen2moe", .architecture = "Qwen2MoeForCausalLM"},
     {.name = "qwen3moe", .architecture = "Qwen3MoeForCausalLM"},
+    {.name = "gpt-oss", .architecture = "GptOssForCausalLM"},
     {.name = "gemma", .architecture = "GemmaForCausalLM", .one_plus = true},
     {.name = "gemma2", .architecture = "Gemma2ForCausalLM", .one_plus = true},
     {.name = "gemma3", .architecture = "Gemma3ForCausalLM", .one_plus = true},
@@ -59,6 +60,7 @@ Renames block_renames(const GgufFamily& family) {
       {"ffn_gate_exps", "mlp.experts.gate_proj"},
       {"ffn_up_exps", "mlp.experts.up_proj"},
       {"ffn_down_exps", "mlp.experts.down_proj"},
+      {"attn_sinks", "self_attn.sinks"},
       {"ffn_gate_inp_shexp", "mlp.shared_expert_gate"},
       {"ffn_gate_shexp", "mlp.shared_expert.gate_proj"},
       {"ffn_up_shexp", "mlp.shared_expert.up_proj"},
@@ -66,7 +68,10 @@ Renames block_renames(const GgufFamily& family) {
   };
   const bool sandwich =
       family.name == std::string("gemma2") || family.name == std::string("gemma3");
-  if (sandwich) {
+  if (family.name == std::string("gpt-oss")) {
+    renames.insert(renames.begin(), {"ffn_gate_inp", "mlp.router"});
+    renames.emplace_back("post_attention_norm", "post_attention_layernorm");
+  } else if (sandwich) {
     renames.emplace_back("post_attention_norm", "post_attention_layernorm");
     renames.emplace_back("ffn_norm", "pre_feedforward_layernorm");
     renames.emplace_back("post_ffw_norm", "post_feedforward_layernorm");
@@ -220,11 +225,22 @@ void add_gemma_keys(Json& config, const GgufReader& gguf, const std::string& arc
     config["rope_local_base_freq"] = gguf.get<double>(arch + ".rope.freq_base_swa", 10000.0);
 }
 
+void add_gpt_oss_keys(Json& config, const GgufReader& gguf, const std::string& arch) {
+  config["sliding_window"] = gguf.get<int64_t>(arch + ".attention.sliding_window", 128);
+  config["intermediate_size"] = gguf.require<int64_t>(arch + ".expert_feed_forward_length");
+  // The layout of the experts, [E, N, K], is that of files in MXFP4.
+  config["quantization_config"] = {{"quant_method", "mxfp4"}};
+  if (config.contains("rope_scaling")) config["rope_scaling"]["truncate"] = false;
+}
+
 // The keys of the families with experts.
 void add_expert_keys(Json& config, const GgufReader& gguf, const std::string& arch,
                      const std::string& path) {
-  config["num_experts"] = gguf.require<int64_t>(arch + ".expert_count");
+  const bool gpt_oss = arch == "gpt-oss";
+  config[gpt_oss ? "num_local_experts" : "num_experts"] =
+      gguf.require<int64_t>(arch + ".expert_count");
   config["num_experts_per_tok"] = gguf.require<int64_t>(arch + ".expert_used_count");
+  if (gpt_oss) return add_gpt_oss_keys(config, gguf, arch);
   config["norm_topk_prob"] = arch == "qwen3moe";
   config["decoder_sparse_step"] = 1;
   Json dense = Json::array();
@@ -258,7 +274,7 @@ Json read_config(const GgufReader& gguf, const GgufFamily& family, const std::st
   config["num_hidden_layers"] = size("block_count");
   check(size("block_count") <= 10000, "{}: {}.block_count is {}, out of range", path, arch,
         size("block_count"));
-  config["intermediate_size"] = size("feed_forward_length");
+  if (arch != "gpt-oss") config["intermediate_size"] = size("feed_forward_length");
   config["num_attention_heads"] = size("attention.head_count");
   config["num_key_value_heads"] =
       gguf.get<int64_t>(arch + ".attention.head_count_kv", size("attention.head_count"));
@@ -291,7 +307,7 @@ Json read_config(const GgufReader& gguf, const GgufFamily& family, const std::st
   config["attention_bias"] = gguf.contains("blk.0.attn_q.bias");
   config["mlp_bias"] = gguf.contains("blk.0.ffn_down.bias");
   if (arch == "gemma2" || arch == "gemma3") add_gemma_keys(config, gguf, arch);
-  if (arch.ends_with("moe")) add_expert_keys(config, gguf, arch, path);
+  if (arch.ends_with("moe") || arch == "gpt-oss") add_expert_keys(config, gguf, arch, path);
   return config;
 }
 

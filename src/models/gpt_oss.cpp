@@ -173,7 +173,7 @@ bool has_blocks(const Config& config) {
 
 std::unique_ptr<CausalLmModel> create_gpt_oss(const Json& json, const LoadOptions& options) {
   const Config config(json);
-  const DecoderConfig d =
+  DecoderConfig d =
       read_decoder_config(config, {.norm_eps = 1e-5, .max_position = 131072, .head_dim = 64});
   const bool bias = config.flag("attention_bias", true);
   const AttentionOptions attention{.hidden_size = d.hidden_size,
@@ -191,6 +191,9 @@ std::unique_ptr<CausalLmModel> create_gpt_oss(const Json& json, const LoadOption
                           .blocks = has_blocks(config)};
   const int64_t top_k =
       config.size(config.has("num_experts_per_tok") ? "num_experts_per_tok" : "experts_per_token");
+  d.num_experts = sizes.num_experts;
+  d.experts_per_token = top_k;
+  d.expert_size = sizes.intermediate_size;
   if (top_k > sizes.num_experts)
     config.refuse("num_experts_per_tok", "is {}, of {} experts", top_k, sizes.num_experts);
   if (sizes.blocks && (d.hidden_size % 32 != 0 || d.intermediate_size % 32 != 0)) {

@@ -23,7 +23,8 @@ namespace fs = std::filesystem;
 // With the experts' tensors as the family names them: GPT-OSS keeps a layer's together.
 std::unique_ptr<CheckpointReader> with_experts(std::unique_ptr<CheckpointReader> reader,
                                                const Json& config) {
-  if (read_architecture(config) == "GptOssForCausalLM") return join_mxfp4(std::move(reader));
+  if (read_architecture(config) == "GptOssForCausalLM")
+    return join_gate_up(join_mxfp4(std::move(reader)));
   return split_experts(std::move(reader));
 }
 

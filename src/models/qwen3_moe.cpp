@@ -15,7 +15,8 @@ int64_t read_num_experts(const Config& config) {
   return config.size(config.has("num_local_experts") ? "num_local_experts" : "num_experts");
 }
 
-MoeOptions read_moe(const Config& config, const DecoderConfig& d, Activation activation) {
+// Also fills in the decoder's facts.
+MoeOptions read_moe(const Config& config, DecoderConfig& d, Activation activation) {
   MoeOptions moe{.hidden_size = d.hidden_size,
                  .num_experts = read_num_experts(config),
                  .intermediate_size = config.size("moe_intermediate_size"),
@@ -25,6 +26,9 @@ MoeOptions read_moe(const Config& config, const DecoderConfig& d, Activation act
   if (moe.router.top_k > moe.num_experts) {
     config.refuse("num_experts_per_tok", "is {}, of {} experts", moe.router.top_k, moe.num_experts);
   }
+  d.num_experts = moe.num_experts;
+  d.experts_per_token = moe.router.top_k;
+  d.expert_size = moe.intermediate_size;
   return moe;
 }
 
@@ -69,7 +73,7 @@ std::unique_ptr<CausalLmModel> create(const Config& config, const DecoderConfig&
 
 std::unique_ptr<CausalLmModel> create_qwen3_moe(const Json& json, const LoadOptions& options) {
   const Config config(json);
-  const DecoderConfig d = read_decoder_config(config, {.max_position = 32768});
+  DecoderConfig d = read_decoder_config(config, {.max_position = 32768});
   const bool attention_bias = config.flag("attention_bias", false);
   const AttentionOptions attention{.hidden_size = d.hidden_size,
                                    .num_heads = d.num_heads,
@@ -88,7 +92,7 @@ std::unique_ptr<CausalLmModel> create_qwen3_moe(const Json& json, const LoadOpti
 
 std::unique_ptr<CausalLmModel> create_qwen2_moe(const Json& json, const LoadOptions& options) {
   const Config config(json);
-  const DecoderConfig d = read_decoder_config(config, {.max_position = 32768});
+  DecoderConfig d = read_decoder_config(config, {.max_position = 32768});
   const AttentionOptions attention{.hidden_size = d.hidden_size,
                                    .num_heads = d.num_heads,
                                    .num_kv_heads = d.num_kv_heads,
