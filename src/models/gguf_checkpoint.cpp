@@ -231,6 +231,7 @@ void add_gpt_oss_keys(Json& config, const GgufReader& gguf, const std::string& a
   // The layout of the experts, [E, N, K], is that of files in MXFP4.
   config["quantization_config"] = {{"quant_method", "mxfp4"}};
   if (config.contains("rope_scaling")) config["rope_scaling"]["truncate"] = false;
+  config["dtype"] = "bfloat16";  // float16 could not hold its activations
 }
 
 // The keys of the families with experts.

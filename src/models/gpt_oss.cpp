@@ -194,6 +194,9 @@ std::unique_ptr<CausalLmModel> create_gpt_oss(const Json& json, const LoadOption
   d.num_experts = sizes.num_experts;
   d.experts_per_token = top_k;
   d.expert_size = sizes.intermediate_size;
+  const double limit = config.number("swiglu_limit", double{kSwigluLimit});
+  if (limit != double{kSwigluLimit})
+    config.refuse("swiglu_limit", "is {}; only {} is supported", limit, kSwigluLimit);
   if (top_k > sizes.num_experts)
     config.refuse("num_experts_per_tok", "is {}, of {} experts", top_k, sizes.num_experts);
   if (sizes.blocks && (d.hidden_size % 32 != 0 || d.intermediate_size % 32 != 0)) {

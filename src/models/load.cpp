@@ -197,7 +197,8 @@ DType stored_dtype(const CheckpointReader& reader, const CanonicalNames& names) 
   const TensorEntry* embedding = names.find(kEmbeddingName);
   bool blocks = false;
   for (const TensorEntry& entry : reader.entries()) blocks = blocks || is_block_format(entry.dtype);
-  if (blocks) return DType::kF16;
+  // GPT-OSS keeps all but its experts in bfloat16; float16 could not hold its activations.
+  if (blocks && (embedding == nullptr || embedding->dtype != DType::kBF16)) return DType::kF16;
   if (embedding != nullptr && is_float(embedding->dtype)) return embedding->dtype;
   return DType::kF32;
 }
