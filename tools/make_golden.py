@@ -45,6 +45,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent / "tests" / "golden"
 PROMPT_LEN = 37
 NEW_TOKENS = 16
 MIN_MARGIN = 2e-2
+# router_margins of the prompt, which 16-bit dtypes see, and of all tokens
+MIN_PROMPT_MARGIN, MIN_ROUTER_MARGIN = 0.06, 1e-3
 
 SMALL = dict(vocab_size=211, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
              num_key_value_heads=2, head_dim=16, max_position_embeddings=128, bos_token_id=1, eos_token_id=2,
@@ -78,6 +80,30 @@ CASES = {
     "qwen3_sliding": ("Qwen3Config", dict(use_sliding_window=True, sliding_window=7, attention_bias=True,
                                           layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
                       {}),
+    "qwen3_moe": ("Qwen3MoeConfig", dict(
+        num_experts=7, num_experts_per_tok=3, moe_intermediate_size=40, norm_topk_prob=True,
+        rope_parameters=dict(rope_type="default", rope_theta=1000000.0)),
+        dict(v4=True, gguf=["F32"])),
+    "qwen3_moe_raw": ("Qwen3MoeConfig", dict(
+        num_experts=8, num_experts_per_tok=2, moe_intermediate_size=32, norm_topk_prob=False, decoder_sparse_step=2,
+        use_sliding_window=True, sliding_window=9, attention_bias=True,
+        mlp_only_layers=[3], num_hidden_layers=6), dict(dtype="bfloat16")),
+    "qwen2_moe": ("Qwen2MoeConfig", dict(
+        num_experts=6, num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=64, head_dim=None,
+        norm_topk_prob=False, use_sliding_window=True, sliding_window=11, max_window_layers=2),
+        dict(gguf=[])),
+    "qwen2_moe_full": ("Qwen2MoeConfig", dict(
+        num_experts=5, num_experts_per_tok=2, moe_intermediate_size=64, shared_expert_intermediate_size=32, head_dim=None,
+        norm_topk_prob=False), dict(gguf=["F32", "Q8_0"])),
+    "gpt_oss": ("GptOssConfig", dict(
+        num_local_experts=6, num_experts_per_tok=2, intermediate_size=64, sliding_window=9, attention_bias=True,
+        rope_parameters=dict(rope_type="yarn", rope_theta=150000.0, factor=8.0, beta_fast=32.0, beta_slow=1.0,
+                             truncate=False, original_max_position_embeddings=16)), dict(v4=True, gguf=["MXFP4"])),
+    "gpt_oss_mxfp4": ("GptOssConfig", dict(
+        num_local_experts=8, num_experts_per_tok=3, hidden_size=64, intermediate_size=96, sliding_window=5,
+        num_hidden_layers=2, rope_parameters=dict(
+            rope_type="yarn", rope_theta=150000.0, factor=4.0, beta_fast=32.0, beta_slow=1.0, truncate=False,
+            original_max_position_embeddings=32)), dict(dtype="bfloat16", mxfp4=True)),
     "gemma": ("GemmaConfig", dict(num_key_value_heads=1), dict(dtype="bfloat16", v4=True, gguf=["F32"])),
     "gemma2": ("Gemma2Config", dict(sliding_window=9, attn_logit_softcapping=6.0, final_logit_softcapping=4.0,
                                     query_pre_attn_scalar=16), dict(v4=True, gguf=["F32"])),
@@ -94,6 +120,8 @@ CASES = {
 
 ARCHITECTURES = {"LlamaConfig": "LlamaForCausalLM", "MistralConfig": "MistralForCausalLM",
                  "Qwen2Config": "Qwen2ForCausalLM", "Qwen3Config": "Qwen3ForCausalLM",
+                 "Qwen2MoeConfig": "Qwen2MoeForCausalLM", "Qwen3MoeConfig": "Qwen3MoeForCausalLM",
+                 "GptOssConfig": "GptOssForCausalLM",
                  "GemmaConfig": "GemmaForCausalLM", "Gemma2Config": "Gemma2ForCausalLM",
                  "Gemma3TextConfig": "Gemma3ForCausalLM", "Gemma3Config": "Gemma3ForConditionalGeneration"}
 
@@ -123,6 +151,12 @@ def redraw(model, seed):
                 p.copy_(0.3 * noise + (0.0 if gemma else 1.0))
             elif p.ndim == 1:
                 p.copy_(0.3 * noise)
+            elif name.endswith(("mlp.gate.weight", "mlp.router.weight")):  # clear choices
+                p.copy_(noise * (3.0 / math.sqrt(p.shape[-1])))
+            elif p.ndim == 3:  # experts [E, N, K], GPT-OSS's [E, K, N]
+                p.copy_(noise * (1.5 / math.sqrt(p.shape[1 if "GptOss" in type(model).__name__ else 2])))
+            elif p.ndim == 2 and "experts" in name:  # their biases
+                p.copy_(0.5 * noise)
             else:
                 p.copy_(noise * (1.5 / math.sqrt(p[0].numel())))
 
@@ -141,6 +175,30 @@ def serve_goldens(model, input_ids):
     golden["greedy_ids"] = ids[len(input_ids):].to(torch.int32)
     golden["greedy_logits"] = torch.stack(greedy_logits)
     return golden
+
+
+@torch.no_grad()
+def router_margins(model, input_ids):
+    """Of each token, how far the last expert chosen is from the next, in standard deviations of the router's logits:
+    the least of all layers."""
+    out = model(input_ids=input_ids[None], use_cache=False, output_router_logits=True)
+    margins = []
+    for logits in out.router_logits:
+        top = logits.float().topk(model.config.num_experts_per_tok + 1).values
+        margins.append((top[:, -2] - top[:, -1]) / logits.float().std())
+    return torch.stack(margins).min(0).values
+
+
+def draw_prompt(model, generator, routed):
+    if not routed:
+        return torch.randint(3, 190, (PROMPT_LEN,), generator=generator)
+    # Token by token, so that rounding to 16 bits chooses the same experts.
+    ids = torch.empty(0, dtype=torch.long)
+    while len(ids) < PROMPT_LEN:
+        longer = torch.cat([ids, torch.randint(3, 190, (1,), generator=generator)])
+        if router_margins(model, longer)[-1] > MIN_PROMPT_MARGIN:
+            ids = longer
+    return ids
 
 
 def margin(golden):
@@ -171,6 +229,8 @@ def config_v4(config):
         full = rope.get("full_attention", rope)
         part["rope_theta"] = full.pop("rope_theta")
         part["rope_scaling"] = None if full["rope_type"] == "default" else full
+        if "num_local_experts" in part:
+            part["num_experts"] = part.pop("num_local_experts")
         if "sliding_attention" in rope:
             part["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
         if part["model_type"] in ("gemma2", "qwen2", "qwen3"):
@@ -184,6 +244,23 @@ def config_v4(config):
             del part["tie_word_embeddings"]
     config["transformers_version"] = "4.51.3"
     return config
+
+
+def split_experts(tensors):
+    """The tensors with one matrix for each expert, under the names of published checkpoints."""
+    if any(name.endswith("_proj_bias") for name in tensors):
+        return tensors  # GPT-OSS, whose checkpoints keep them together
+    out = {}
+    for name, t in tensors.items():
+        if name.endswith(".experts.gate_up_proj") or name.endswith(".experts.down_proj"):
+            prefix, part = name.rsplit(".", 1)
+            for e, matrix in enumerate(t):
+                halves = matrix.chunk(2) if part == "gate_up_proj" else [matrix]
+                for sub, half in zip(["gate_proj", "up_proj"] if len(halves) == 2 else [part], halves):
+                    out[f"{prefix}.{e}.{sub}.weight"] = half
+        else:
+            out[name] = t
+    return out
 
 
 def make_gradients(folder):
@@ -204,6 +281,8 @@ def make_gradients(folder):
 
     losses, loss, gradients = differentiate(torch.float32)
     _, _, low = differentiate(torch.bfloat16)
+    gradients, low = split_experts(gradients), split_experts(low)
+    assert all(g.norm() > 0 for g in gradients.values()), f"{folder.name}: an expert is not used"
     error = max(((low[name] - g).norm() / g.norm()).item() for name, g in gradients.items())
     golden = gradients | {"labels": labels.to(torch.int32), "losses": losses, "loss": loss.reshape(1),
                           "bf16_error": torch.tensor([error])}
@@ -218,7 +297,7 @@ def load(folder, dtype=torch.float32):
 
 # ---- GGUF ----
 
-GGUF_ARCH = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2, "qwen3": gguf.MODEL_ARCH.QWEN3,
+GGUF_ARCH = {"gpt_oss": gguf.MODEL_ARCH.GPT_OSS, "qwen2_moe": gguf.MODEL_ARCH.QWEN2MOE, "qwen3_moe": gguf.MODEL_ARCH.QWEN3MOE, "llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2, "qwen3": gguf.MODEL_ARCH.QWEN3,
              "gemma": gguf.MODEL_ARCH.GEMMA, "gemma2": gguf.MODEL_ARCH.GEMMA2, "gemma3_text": gguf.MODEL_ARCH.GEMMA3}
 
 
@@ -260,14 +339,40 @@ def write_gguf(model, path, kind):
         plain = 1.0 / (rope["rope_theta"] ** (torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim))
         scaled, _ = modeling_rope_utils.ROPE_INIT_FUNCTIONS["llama3"](c, "cpu")
         writer.add_tensor("rope_freqs.weight", (plain / scaled).numpy())
-    if c.model_type in ("gemma2", "gemma3_text"):
+    if c.model_type in ("gemma2", "gemma3_text", "gpt_oss"):
         writer.add_sliding_window(c.sliding_window)
     if c.model_type == "gemma2":
         writer.add_attn_logit_softcapping(c.attn_logit_softcapping)
         writer.add_final_logit_softcapping(c.final_logit_softcapping)
 
+    if c.model_type == "gpt_oss":
+        writer.add_expert_count(c.num_local_experts)
+        writer.add_expert_used_count(c.num_experts_per_tok)
+        writer.add_expert_feed_forward_length(c.intermediate_size)
+    if c.model_type in ("qwen2_moe", "qwen3_moe"):
+        writer.add_expert_count(c.num_local_experts if hasattr(c, "num_local_experts") else c.num_experts)
+        writer.add_expert_used_count(c.num_experts_per_tok)
+        writer.add_expert_feed_forward_length(c.moe_intermediate_size)
     kind = gguf.GGMLQuantizationType[kind]
-    state, back = model.state_dict(), {}
+    back = {}
+    state = dict(model.state_dict())
+    if c.model_type == "gpt_oss":
+        for name in list(state):
+            prefix = name.rpartition(".")[0]
+            if name.endswith(".experts.gate_up_proj"):
+                pairs = state.pop(name).transpose(1, 2)
+                state |= {prefix + ".gate_proj.weight": pairs[:, ::2], prefix + ".up_proj.weight": pairs[:, 1::2],
+                          prefix + ".down_proj.weight": state.pop(prefix + ".down_proj").transpose(1, 2)}
+                pairs = state.pop(prefix + ".gate_up_proj_bias")
+                state |= {prefix + ".gate_proj.bias": pairs[:, ::2], prefix + ".up_proj.bias": pairs[:, 1::2],
+                          prefix + ".down_proj.bias": state.pop(prefix + ".down_proj_bias")}
+            if name.endswith(".sinks"):
+                state[name + ".weight"] = state.pop(name)
+    for name in [n for n in state if n.endswith(".experts.gate_up_proj")]:
+        gate, up = state.pop(name).chunk(2, dim=1)
+        prefix = name.removesuffix("gate_up_proj")
+        state |= {prefix + "gate_proj.weight": gate, prefix + "up_proj.weight": up,
+                  prefix + "down_proj.weight": state.pop(prefix + "down_proj")}
     for name, p in state.items():
         if name == "lm_head.weight" and c.tie_word_embeddings:
             continue
@@ -279,7 +384,10 @@ def write_gguf(model, path, kind):
         if name.endswith("norm.weight") and "gemma" in c.model_type:
             data = data + np.float32(1.0)
         target = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if data.ndim == 1 or kind == gguf.GGMLQuantizationType.F32:
+        # As llama.cpp: routers stay as they are.
+        # MXFP4 is for experts alone.
+        plain = data.ndim < 3 if kind == gguf.GGMLQuantizationType.MXFP4 else data.ndim == 1
+        if plain or kind == gguf.GGMLQuantizationType.F32 or "_inp" in target:
             writer.add_tensor(target, np.ascontiguousarray(data))
             continue
         blocks = gguf.quants.quantize(np.ascontiguousarray(data), kind)
@@ -288,6 +396,22 @@ def write_gguf(model, path, kind):
         if c.model_type == "llama" and heads:  # the inverse of permute
             values = values.reshape(heads, -1, 2, values.shape[-1]).swapaxes(1, 2).reshape(p.shape)
         back[name] = values
+    if c.model_type == "gpt_oss":
+        for name in [n for n in back if n.endswith(".experts.gate_proj.weight")]:
+            prefix = name.removesuffix("gate_proj.weight")
+            take = lambda part: back.pop(prefix + part)
+            pairs = torch.stack([take("gate_proj.weight"), take("up_proj.weight")], dim=2).flatten(1, 2)
+            bias = torch.stack([take("gate_proj.bias"), take("up_proj.bias")], dim=2).flatten(1, 2)
+            back |= {prefix + "gate_up_proj": pairs.transpose(1, 2), prefix + "gate_up_proj_bias": bias,
+                     prefix + "down_proj": take("down_proj.weight").transpose(1, 2),
+                     prefix + "down_proj_bias": take("down_proj.bias")}
+        for name in [n for n in back if n.endswith(".sinks.weight")]:
+            back[name.removesuffix(".weight")] = back.pop(name)
+    for name in [n for n in back if n.endswith(".experts.gate_proj.weight")]:
+        prefix = name.removesuffix("gate_proj.weight")
+        parts = {part: back.pop(f"{prefix}{part}.weight") for part in ("gate_proj", "up_proj", "down_proj")}
+        back[prefix + "gate_up_proj"] = torch.cat([parts["gate_proj"], parts["up_proj"]], dim=1)
+        back[prefix + "down_proj"] = parts["down_proj"]
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -295,6 +419,47 @@ def write_gguf(model, path, kind):
     if c.tie_word_embeddings:
         back["lm_head.weight"] = back["model.embed_tokens.weight"]
     return back
+
+
+# ---- MXFP4, as GPT-OSS is published ----
+
+E2M1 = torch.tensor([0, .5, 1, 1.5, 2, 3, 4, 6, -0., -.5, -1, -1.5, -2, -3, -4, -6])
+
+
+def to_mxfp4(weight):
+    """blocks [E, N, K / 32, 16] and scales [E, N, K / 32] of experts [E, K, N]."""
+    w = weight.float().transpose(1, 2).unflatten(-1, (-1, 32))
+    exponent = torch.floor(torch.log2(w.abs().amax(-1).clamp(min=1e-30))) - 2
+    codes = (w[..., None] * torch.exp2(-exponent)[..., None, None] - E2M1).abs().argmin(-1)
+    return (codes[..., ::2] | codes[..., 1::2] << 4).to(torch.uint8), (exponent + 127).to(torch.uint8)
+
+
+def from_mxfp4(blocks, scales):
+    codes = torch.stack([blocks & 15, blocks >> 4], -1).flatten(-2).long()
+    return (E2M1[codes] * torch.exp2(scales.float() - 127)[..., None]).flatten(-2).transpose(1, 2).contiguous()
+
+
+def round_experts(model):
+    for name, p in model.named_parameters():
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            with torch.no_grad():
+                p.copy_(from_mxfp4(*to_mxfp4(p)))
+
+
+def pack_experts(folder):
+    """The checkpoint of rounded experts as it is published."""
+    tensors = {}
+    for name, t in load_file(folder / "model.safetensors").items():
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            tensors[name + "_blocks"], tensors[name + "_scales"] = to_mxfp4(t)
+            assert torch.equal(from_mxfp4(tensors[name + "_blocks"], tensors[name + "_scales"]), t.float())
+        else:
+            tensors[name] = t
+    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = dict(quant_method="mxfp4", modules_to_not_convert=[
+        "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"])
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 # ---- one case ----
@@ -310,14 +475,18 @@ def make_case(name):
         config._attn_implementation = "eager"
         model = getattr(transformers, ARCHITECTURES[kind])(config)
         redraw(model, seed)
+        if options.get("mxfp4"):
+            round_experts(model)
         model.to(dtype).save_pretrained(folder, max_shard_size=options.get("shard", "1GB"))
         (folder / "generation_config.json").write_text(
             json.dumps({"bos_token_id": 1, "eos_token_id": [2, 5], "temperature": 0.7}, indent=2) + "\n")
         model = load(folder)
         generator = torch.Generator().manual_seed(1000 + seed)
-        input_ids = torch.randint(3, 190, (PROMPT_LEN,), generator=generator)
+        routed = hasattr(config, "num_experts_per_tok")
+        input_ids = draw_prompt(model, generator, routed)
         golden = serve_goldens(model, input_ids)
-        if is_telling(golden):
+        if is_telling(golden) and (not routed or router_margins(
+                model, torch.cat([input_ids, golden["greedy_ids"].long()])).min() > MIN_ROUTER_MARGIN):
             break
     else:
         raise SystemExit(f"{name}: no seed gives clear greedy choices")
@@ -345,7 +514,10 @@ def make_case(name):
             golden[f"logits.{gguf_kind}"] = model(input_ids=input_ids[None]).logits[0].float().clone()
         model = load(folder)
     save_file({k: v.contiguous() for k, v in golden.items()}, folder / "golden.safetensors")
-    make_gradients(folder)
+    if options.get("mxfp4"):
+        pack_experts(folder)
+    else:
+        make_gradients(folder)
     size = sum(f.stat().st_size for f in folder.iterdir())
     print(f"{name}: seed {seed}, margin {margin(golden):.3f}, |logits| {golden['logits'].abs().max():.2f}, "
           f"bf16 error {golden['bf16_error'].item():.4f}, {size // 1024} KiB")

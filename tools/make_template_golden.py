@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Writes tests/golden/templates/{features,builtins}.json with transformers as the oracle.
+"""Writes tests/golden/templates/{features,builtins,harmony}.json with transformers as the oracle.
 
 features.json: small templates that use every part of the language, with what transformers renders ("text") or
 the fact that it raises ("error": true).
+harmony.json: the same for GPT-OSS, whose prompts hold the date (here DATE), from gpt_oss.jinja.
 builtins.json: conversations rendered by the families' official templates, which the built-in ones must equal.
 --official names a folder with the official templates as NAME.jinja (they are not part of this repository).
 
@@ -225,6 +226,53 @@ SKIPPED = {(name, chat) for name in ("deepseek_v3", "deepseek_r1") for chat in (
 DATED = {"llama3.2"}  # templates that read the clock unless told the date
 
 
+# Every kind of parameter that GPT-OSS's template has words for.
+RICH_TOOLS = [{"type":"function","function":{"name":"search","description":"Find things","parameters":{"type":"object","properties":{
+ "query":{"type":"string","description":"What to find"},
+ "tags":{"type":"array","items":{"type":"string"},"nullable":True},
+ "ids":{"type":"array","items":{"type":"integer"}},
+ "flags":{"type":"array","items":{"type":"boolean"}},
+ "nums":{"type":"array","items":{"type":"number"}},
+ "any":{"type":"array"},
+ "objs":{"type":"array","items":{"type":"object","properties":{"a":{"type":"string"}}}},
+ "deep":{"type":"array","items":{"type":"object","properties":{"a_long_name_here":{"type":"string"},"b_long_name":{"type":"number"}},"required":["b_long_name"]}},
+ "mode":{"type":"string","enum":["fast","slow"],"default":"fast"},
+ "opt":{"type":"string","nullable":True,"default":None},
+ "u":{"type":["string","null"]},"u1":{"type":["integer"],"default":3},
+ "one":{"oneOf":[{"type":"string","description":"text"},{"type":"number","default":5}],"default":"x"},
+ "one2":{"oneOf":[{"type":"object"},{"type":"number"}]},
+ "one3":{"oneOf":[{"type":"object","properties":{"p":{"type":"boolean"}}}]},
+ "n":{"type":"number","default":1.5},"i":{"type":"integer","default":0},"b":{"type":"boolean","default":False},
+ "o":{"type":"object","properties":{"x":{"type":"string","description":"ignored"},"y":{"type":"object","properties":{"z":{"type":"array","items":{"type":"string"}}}}},"required":["x"]},
+ "o2":{"type":"object"},"w":{"description":"no type"}},"required":["query","ids","o"]}}},
+ {"type":"function","function":{"name":"now","description":"The time","parameters":{"type":"object","properties":{}}}},
+ {"type":"function","function":{"name":"nothing","description":"No parameters"}}]
+CHANNELS = {
+    "thinking": [user("q"), assistant("a", thinking="because"), user("r"), assistant("b", thinking="more")],
+    "chain": [SYSTEM, user("q"), assistant("", thinking="first", tool_calls=[call({"city": "A"})]),
+              {"role": "tool", "content": "1"},
+              {"role": "assistant", "thinking": "second", "tool_calls": [call({"city": "B é"}, "now")]},
+              {"role": "tool", "content": "{\"x\": 2}"}],
+    "done": [user("q"), assistant("", thinking="first", tool_calls=[call({"city": "A"})]), {"role": "tool", "content": "1"},
+             assistant("fin"), user("next"), assistant("text before", tool_calls=[call({"city": "B"})]),
+             {"role": "tool", "content": "ok"}],
+    "both": [user("q"), assistant("c", thinking="t", tool_calls=[call({})])],
+    "orphan": [user("q"), {"role": "tool", "content": "x"}],
+    "bad": [user("q"), assistant("<|channel|>final<|message|>x"), user("z")],
+    "bad_thinking": [user("q"), assistant("x", thinking="<|channel|>analysis<|message|>x"), user("z")],
+    "flat_call": [user("q"), assistant("", tool_calls=[{"name": "f", "arguments": {"a": 1}, "content_type": "code"}]),
+                  {"role": "tool", "content": "r"}],
+    "empty_system": [{"role": "system", "content": ""}, user("x")],
+}
+HARMONY_OPTIONS = [
+    {"add_generation_prompt": True}, {"add_generation_prompt": False},
+    {"add_generation_prompt": True, "tools": TOOLS, "kwargs": {"reasoning_effort": "high"}},
+    {"add_generation_prompt": True, "tools": RICH_TOOLS,
+     "kwargs": {"model_identity": "You are Reft.", "reasoning_effort": "low"}},
+    {"add_generation_prompt": False, "tools": RICH_TOOLS},
+]
+
+
 def render(template, messages, options, tokens):
     try:
         texts, _ = render_jinja_template(
@@ -261,7 +309,7 @@ def features():
 
 def builtins(folder):
     cases = []
-    for path in sorted(folder.glob("*.jinja")):
+    for path in sorted(p for p in folder.glob("*.jinja") if p.stem != "gpt_oss"):
         template = path.read_text(encoding="utf-8")
         for conversation, messages in CONVERSATIONS.items():
             for index, options in enumerate(OPTIONS):
@@ -275,6 +323,21 @@ def builtins(folder):
     return {"conversations": CONVERSATIONS, "options": OPTIONS, "cases": cases}
 
 
+def harmony(template):
+    conversations = CONVERSATIONS | CHANNELS
+    cases = []
+    for name, messages in conversations.items():
+        for index, options in enumerate(HARMONY_OPTIONS):
+            # A list of parts is an error there; servers join them before.
+            if name == "parts":
+                continue
+            result = render(template, messages, options, {})
+            if "text" in result:
+                result["text"] = re.sub(r"Current date: [0-9-]{10}", "Current date: DATE", result["text"])
+            cases.append({"conversation": name, "options": index, **result})
+    return {"conversations": conversations, "options": HARMONY_OPTIONS, "cases": cases}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--official", type=pathlib.Path)
@@ -282,7 +345,9 @@ def main():
     OUT.mkdir(parents=True, exist_ok=True)
     write = lambda name, data: (OUT / name).write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     write("features.json", features())
-    if args.official:
+    if args.official and (args.official / "gpt_oss.jinja").exists():
+        write("harmony.json", harmony((args.official / "gpt_oss.jinja").read_text(encoding="utf-8")))
+    if args.official and any(path.stem != "gpt_oss" for path in args.official.glob("*.jinja")):
         write("builtins.json", builtins(args.official))
 
 

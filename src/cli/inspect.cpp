@@ -76,9 +76,14 @@ struct InspectOptions {
     const double per_token = block / static_cast<double>(model.engine.block_size);
     const int64_t length =
         model.engine.max_model_len > 0 ? model.engine.max_model_len : info.max_position;
+    int64_t active = serving.loaded.num_parameters;
+    serving.loaded.model->visit([&](const std::string& name, Parameter& parameter) {
+      active -= parameter.shape.numel() - active_elements(info, name, parameter.shape);
+    });
     Json out = {{"path", serving.path},
                 {"architecture", info.architecture},
                 {"parameters", serving.loaded.num_parameters},
+                {"active_parameters", active},
                 {"layers", info.num_layers},
                 {"hidden_size", info.hidden_size},
                 {"vocab_size", info.vocab_size},

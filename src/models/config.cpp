@@ -328,6 +328,8 @@ std::string read_architecture(const Json& config) {
       {"qwen2", "Qwen2ForCausalLM"},        {"qwen3", "Qwen3ForCausalLM"},
       {"gemma", "GemmaForCausalLM"},        {"gemma2", "Gemma2ForCausalLM"},
       {"gemma3_text", "Gemma3ForCausalLM"}, {"gemma3", "Gemma3ForConditionalGeneration"},
+      {"qwen2_moe", "Qwen2MoeForCausalLM"}, {"qwen3_moe", "Qwen3MoeForCausalLM"},
+      {"gpt_oss", "GptOssForCausalLM"},
   };
   const auto type = config.find("model_type");
   if (type == config.end() || !type->is_string()) return "";

@@ -64,6 +64,9 @@ struct DecoderConfig {
   int64_t vocab_size = 0;
   int64_t hidden_size = 0;
   int64_t intermediate_size = 0;
+  int64_t num_experts = 0;  // of a layer that has experts; 0: the model has none
+  int64_t experts_per_token = 0;
+  int64_t expert_size = 0;  // features of an expert
   int64_t num_layers = 0;
   int64_t num_heads = 0;
   int64_t num_kv_heads = 0;

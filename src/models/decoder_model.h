@@ -1,6 +1,8 @@
 // A decoder-only family as the engine sees it: the trunk of nn/causal_lm.h with its facts.
 #pragma once
 
+#include <algorithm>
+
 #include "models/config.h"
 #include "models/model.h"
 #include "nn/attention.h"
@@ -32,6 +34,10 @@ class DecoderModel final : public CausalLmModel {
               .max_position = config.context_length,
               .num_layers = config.num_layers,
               .hidden_size = config.hidden_size,
+              .num_experts = config.num_experts,
+              .experts_per_token = config.experts_per_token,
+              .feed_forward_size =
+                  std::max(config.intermediate_size, config.experts_per_token * config.expert_size),
               .checkpoint_dtype = config.dtype},
         lm_(this, complete(options, config), make_block) {}
 
@@ -65,23 +71,33 @@ class DecoderModel final : public CausalLmModel {
   CausalLm lm_;
 };
 
-// The block of Llama and its kin: x += attention(norm(x)); x += mlp(norm(x)).
+// The block of Llama and its kin: x += attention(norm(x)); x += mlp(norm(x)). The feed-forward
+// layer may be another than Mlp.
 class PreNormBlock final : public DecoderBlock {
  public:
+  // Builds the feed-forward layer as the block's child "mlp".
+  using MakeMlp = FunctionRef<std::unique_ptr<FeedForward>(Module* block)>;
+
   PreNormBlock(Module* parent, std::string name, const DecoderConfig& config,
                const AttentionOptions& attention, const Tensor& cos_sin, Activation activation,
                bool mlp_bias = false)
+      : PreNormBlock(parent, std::move(name), config, attention, cos_sin, [&](Module* block) {
+          return std::make_unique<Mlp>(block, "mlp", config.hidden_size, config.intermediate_size,
+                                       activation, mlp_bias);
+        }) {}
+  PreNormBlock(Module* parent, std::string name, const DecoderConfig& config,
+               const AttentionOptions& attention, const Tensor& cos_sin, MakeMlp make_mlp)
       : DecoderBlock(parent, std::move(name)),
         input_norm_(this, "input_layernorm", config.hidden_size, config.norm_eps,
                     attention.norm_kind),
         attention_(this, "self_attn", attention, cos_sin),
         post_norm_(this, "post_attention_layernorm", config.hidden_size, config.norm_eps,
                    attention.norm_kind),
-        mlp_(this, "mlp", config.hidden_size, config.intermediate_size, activation, mlp_bias) {}
+        mlp_(make_mlp(this)) {}
 
   Tensor forward(Tensor& residual, const Tensor& delta, const Batch& batch, PagedKv& kv) override {
     const Tensor attended = attention_(input_norm_.add(residual, delta), batch, kv);
-    return mlp_(post_norm_.add(residual, attended));
+    return (*mlp_)(post_norm_.add(residual, attended));
   }
   LayerCacheSpec cache_spec() const override { return attention_.cache_spec(); }
 
@@ -89,7 +105,7 @@ class PreNormBlock final : public DecoderBlock {
   Norm input_norm_;
   Attention attention_;
   Norm post_norm_;
-  Mlp mlp_;
+  std::unique_ptr<FeedForward> mlp_;
 };
 
 }  // namespace reft

@@ -48,13 +48,15 @@ Tensor dummy_tensor(const Parameter& parameter, const std::string& name, DType d
                     uint64_t seed) {
   Tensor result = Tensor::empty(parameter.shape, dtype);
   const int64_t numel = result.numel();
-  const int64_t element = row_bytes(dtype, 1);
+  const int64_t block = dtype_info(dtype).block_elems;
+  const auto bytes = [&](int64_t elements) { return row_bytes(dtype, elements); };
   uint64_t stream = seed * 0x2545f4914f6cdd1du;
   for (const char c : name) stream = (stream ^ static_cast<uint8_t>(c)) * 0x100000001b3u;
   // A function of the chunk alone, whichever thread fills it.
   const auto source = [&](int64_t chunk) {
     uint64_t state = stream + static_cast<uint64_t>(chunk) * 0x9e3779b97f4a7c15u;
-    return static_cast<int64_t>(split_mix(state) % static_cast<uint64_t>(kTableSize - kChunk));
+    const auto at = static_cast<int64_t>(split_mix(state) % uint64_t{kTableSize - kChunk});
+    return at / block * block;
   };
   const auto convert = [&](int64_t from, int64_t count, std::byte* to) {
     std::vector<float> values(static_cast<size_t>(count));
@@ -68,15 +70,15 @@ Tensor dummy_tensor(const Parameter& parameter, const std::string& name, DType d
   const auto count_of = [&](int64_t chunk) { return std::min(kChunk, numel - chunk * kChunk); };
   if (numel <= kTableSize) {
     for (int64_t c = 0; c < chunks; ++c)
-      convert(source(c), count_of(c), result.raw() + c * kChunk * element);
+      convert(source(c), count_of(c), result.raw() + bytes(c * kChunk));
     return result;
   }
-  std::vector<std::byte> table(static_cast<size_t>(kTableSize * element));
+  std::vector<std::byte> table(static_cast<size_t>(bytes(kTableSize)));
   convert(0, kTableSize, table.data());
   compute_pool().parallel_for(chunks, 256, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
-      std::memcpy(result.raw() + c * kChunk * element, table.data() + source(c) * element,
-                  static_cast<size_t>(count_of(c) * element));
+      std::memcpy(result.raw() + bytes(c * kChunk), table.data() + bytes(source(c)),
+                  static_cast<size_t>(bytes(count_of(c))));
     }
   });
   return result;

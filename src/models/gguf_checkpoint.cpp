@@ -23,6 +23,9 @@ constexpr GgufFamily kFamilies[] = {
     {.name = "llama", .architecture = "LlamaForCausalLM", .permuted = true},
     {.name = "qwen2", .architecture = "Qwen2ForCausalLM"},
     {.name = "qwen3", .architecture = "Qwen3ForCausalLM"},
+    {.name = "qwen2moe", .architecture = "Qwen2MoeForCausalLM"},
+    {.name = "qwen3moe", .architecture = "Qwen3MoeForCausalLM"},
+    {.name = "gpt-oss", .architecture = "GptOssForCausalLM"},
     {.name = "gemma", .architecture = "GemmaForCausalLM", .one_plus = true},
     {.name = "gemma2", .architecture = "Gemma2ForCausalLM", .one_plus = true},
     {.name = "gemma3", .architecture = "Gemma3ForCausalLM", .one_plus = true},
@@ -43,15 +46,32 @@ using Renames = std::vector<std::pair<std::string, std::string>>;
 
 Renames block_renames(const GgufFamily& family) {
   Renames renames = {
-      {"attn_norm", "input_layernorm"},    {"attn_q", "self_attn.q_proj"},
-      {"attn_k", "self_attn.k_proj"},      {"attn_v", "self_attn.v_proj"},
-      {"attn_output", "self_attn.o_proj"}, {"attn_q_norm", "self_attn.q_norm"},
-      {"attn_k_norm", "self_attn.k_norm"}, {"ffn_gate", "mlp.gate_proj"},
-      {"ffn_up", "mlp.up_proj"},           {"ffn_down", "mlp.down_proj"},
+      {"attn_norm", "input_layernorm"},
+      {"attn_q", "self_attn.q_proj"},
+      {"attn_k", "self_attn.k_proj"},
+      {"attn_v", "self_attn.v_proj"},
+      {"attn_output", "self_attn.o_proj"},
+      {"attn_q_norm", "self_attn.q_norm"},
+      {"attn_k_norm", "self_attn.k_norm"},
+      {"ffn_gate", "mlp.gate_proj"},
+      {"ffn_up", "mlp.up_proj"},
+      {"ffn_down", "mlp.down_proj"},
+      {"ffn_gate_inp", "mlp.gate"},
+      {"ffn_gate_exps", "mlp.experts.gate_proj"},
+      {"ffn_up_exps", "mlp.experts.up_proj"},
+      {"ffn_down_exps", "mlp.experts.down_proj"},
+      {"attn_sinks", "self_attn.sinks"},
+      {"ffn_gate_inp_shexp", "mlp.shared_expert_gate"},
+      {"ffn_gate_shexp", "mlp.shared_expert.gate_proj"},
+      {"ffn_up_shexp", "mlp.shared_expert.up_proj"},
+      {"ffn_down_shexp", "mlp.shared_expert.down_proj"},
   };
   const bool sandwich =
       family.name == std::string("gemma2") || family.name == std::string("gemma3");
-  if (sandwich) {
+  if (family.name == std::string("gpt-oss")) {
+    renames.insert(renames.begin(), {"ffn_gate_inp", "mlp.router"});
+    renames.emplace_back("post_attention_norm", "post_attention_layernorm");
+  } else if (sandwich) {
     renames.emplace_back("post_attention_norm", "post_attention_layernorm");
     renames.emplace_back("ffn_norm", "pre_feedforward_layernorm");
     renames.emplace_back("post_ffw_norm", "post_feedforward_layernorm");
@@ -102,6 +122,11 @@ Tensor minus_one(const Tensor& t) {
   return result;
 }
 
+// A matrix of one row, which files keep as a vector.
+bool is_row(const std::string& name, const Shape& shape) {
+  return name.ends_with("shared_expert_gate.weight") && shape.dims() == 1;
+}
+
 class RenamedReader final : public CheckpointReader {
  public:
   RenamedReader(std::shared_ptr<const GgufReader> gguf, const GgufFamily& family, int64_t head_dim)
@@ -112,6 +137,7 @@ class RenamedReader final : public CheckpointReader {
       if (entry.name.starts_with("rope_freqs.") || entry.name.starts_with("rope_factors_"))
         continue;
       std::string name = rename(entry.name, renames);
+      if (is_row(name, entry.shape)) entry.shape = {1, entry.shape[0]};
       file_names_.emplace(name, entry.name);
       entry.name = std::move(name);
       entries_.push_back(std::move(entry));
@@ -129,6 +155,7 @@ class RenamedReader final : public CheckpointReader {
         (name.find("q_proj.") != std::string::npos || name.find("k_proj.") != std::string::npos)) {
       return unpermute_rows(t, head_dim_);
     }
+    if (is_row(name, t.shape())) return t.reshape({1, t.size(0)});
     return family_.one_plus && name.ends_with("norm.weight") ? minus_one(t) : t;
   }
 
@@ -198,6 +225,41 @@ void add_gemma_keys(Json& config, const GgufReader& gguf, const std::string& arc
     config["rope_local_base_freq"] = gguf.get<double>(arch + ".rope.freq_base_swa", 10000.0);
 }
 
+void add_gpt_oss_keys(Json& config, const GgufReader& gguf, const std::string& arch) {
+  config["sliding_window"] = gguf.get<int64_t>(arch + ".attention.sliding_window", 128);
+  config["intermediate_size"] = gguf.require<int64_t>(arch + ".expert_feed_forward_length");
+  // The layout of the experts, [E, N, K], is that of files in MXFP4.
+  config["quantization_config"] = {{"quant_method", "mxfp4"}};
+  if (config.contains("rope_scaling")) config["rope_scaling"]["truncate"] = false;
+  config["dtype"] = "bfloat16";  // float16 could not hold its activations
+}
+
+// The keys of the families with experts.
+void add_expert_keys(Json& config, const GgufReader& gguf, const std::string& arch,
+                     const std::string& path) {
+  const bool gpt_oss = arch == "gpt-oss";
+  config[gpt_oss ? "num_local_experts" : "num_experts"] =
+      gguf.require<int64_t>(arch + ".expert_count");
+  config["num_experts_per_tok"] = gguf.require<int64_t>(arch + ".expert_used_count");
+  if (gpt_oss) return add_gpt_oss_keys(config, gguf, arch);
+  config["norm_topk_prob"] = arch == "qwen3moe";
+  config["decoder_sparse_step"] = 1;
+  Json dense = Json::array();
+  const auto layers = config["num_hidden_layers"].get<int64_t>();
+  for (int64_t i = 0; i < layers; ++i) {
+    if (!gguf.contains("blk." + std::to_string(i) + ".ffn_gate_inp.weight")) dense.push_back(i);
+  }
+  config["mlp_only_layers"] = dense;
+  for (const TensorEntry& entry : gguf.entries()) {
+    if (entry.name.ends_with(".ffn_gate_exps.weight") && entry.shape.dims() == 3)
+      config["moe_intermediate_size"] = entry.shape[1];
+    if (entry.name.ends_with(".ffn_gate_shexp.weight") && entry.shape.dims() == 2)
+      config["shared_expert_intermediate_size"] = entry.shape[0];
+  }
+  check(config.contains("moe_intermediate_size"), "{}: no tensor blk.<i>.ffn_gate_exps.weight",
+        path);
+}
+
 Json read_config(const GgufReader& gguf, const GgufFamily& family, const std::string& path) {
   const std::string arch = family.name;
   const auto size = [&](const char* key) {
@@ -213,7 +275,7 @@ Json read_config(const GgufReader& gguf, const GgufFamily& family, const std::st
   config["num_hidden_layers"] = size("block_count");
   check(size("block_count") <= 10000, "{}: {}.block_count is {}, out of range", path, arch,
         size("block_count"));
-  config["intermediate_size"] = size("feed_forward_length");
+  if (arch != "gpt-oss") config["intermediate_size"] = size("feed_forward_length");
   config["num_attention_heads"] = size("attention.head_count");
   config["num_key_value_heads"] =
       gguf.get<int64_t>(arch + ".attention.head_count_kv", size("attention.head_count"));
@@ -246,6 +308,7 @@ Json read_config(const GgufReader& gguf, const GgufFamily& family, const std::st
   config["attention_bias"] = gguf.contains("blk.0.attn_q.bias");
   config["mlp_bias"] = gguf.contains("blk.0.ffn_down.bias");
   if (arch == "gemma2" || arch == "gemma3") add_gemma_keys(config, gguf, arch);
+  if (arch.ends_with("moe") || arch == "gpt-oss") add_expert_keys(config, gguf, arch, path);
   return config;
 }
 

@@ -9,6 +9,7 @@
 #include "base/thread_pool.h"
 #include "models/config.h"
 #include "models/dummy.h"
+#include "models/expert_checkpoint.h"
 #include "models/gguf_checkpoint.h"
 #include "models/model.h"
 #include "models/parameter_loading.h"
@@ -20,6 +21,14 @@ namespace reft {
 namespace {
 
 namespace fs = std::filesystem;
+
+// With the experts' tensors as the family names them: GPT-OSS keeps a layer's together.
+std::unique_ptr<CheckpointReader> with_experts(std::unique_ptr<CheckpointReader> reader,
+                                               const Json& config) {
+  if (read_architecture(config) == "GptOssForCausalLM")
+    return join_gate_up(join_mxfp4(std::move(reader)));
+  return split_experts(std::move(reader));
+}
 
 // What lies at the path, before any weight is touched.
 struct Source {
@@ -67,7 +76,7 @@ Source open_source(const std::string& path, bool dummy) {
     GgufCheckpoint gguf = open_gguf_checkpoint(file);
     source.config = std::move(gguf.config);
     source.generation_config = std::move(gguf.generation_config);
-    if (!dummy) source.reader = std::move(gguf.reader);
+    if (!dummy) source.reader = with_experts(std::move(gguf.reader), source.config);
     source.gguf = true;
     return source;
   }
@@ -79,7 +88,7 @@ Source open_source(const std::string& path, bool dummy) {
     check(source.generation_config.is_object(), "{}: not a JSON object", generation.string());
   }
   adopt_quantization_file(source.config, config_path.parent_path());
-  if (!dummy) source.reader = open_checkpoint(path);
+  if (!dummy) source.reader = with_experts(open_checkpoint(path), source.config);
   return source;
 }
 
@@ -211,7 +220,8 @@ DType stored_dtype(const CheckpointReader& reader, const CanonicalNames& names) 
   const TensorEntry* embedding = names.find(kEmbeddingName);
   bool blocks = false;
   for (const TensorEntry& entry : reader.entries()) blocks = blocks || is_block_format(entry.dtype);
-  if (blocks) return DType::kF16;
+  // GPT-OSS keeps all but its experts in bfloat16; float16 could not hold its activations.
+  if (blocks && (embedding == nullptr || embedding->dtype != DType::kBF16)) return DType::kF16;
   if (embedding != nullptr && is_float(embedding->dtype)) return embedding->dtype;
   return DType::kF32;
 }
@@ -247,7 +257,8 @@ void load_parameters(Module& model, const CheckpointReader* reader,
           job.prefix.empty() ? parameter.name : job.prefix + "." + parameter.name;
       Tensor tensor;
       if (reader == nullptr) {
-        tensor = dummy_tensor(parameter, name, plan.compute, plan.seed);
+        tensor =
+            dummy_tensor(parameter, name, parameter.dummy_dtype.value_or(plan.compute), plan.seed);
       } else if (const auto it = assignment.find(name); it != assignment.end()) {
         if (it->second.quantized) {
           QuantizedTensors::Data data = plan.quantized->read(*it->second.quantized, plan.compute,

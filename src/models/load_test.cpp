@@ -415,6 +415,14 @@ TEST(Load, PublishedParameterCounts) {
   EXPECT_EQ(
       count_parameters(real_config("Qwen3ForCausalLM", 151936, 4096, 36, 32, 8, 128, 12288, false)),
       8190735360);
+  Json moe = real_config("Qwen3MoeForCausalLM", 151936, 2048, 48, 32, 4, 128, 6144, false);
+  moe.update({{"num_experts", 128}, {"num_experts_per_tok", 8}, {"moe_intermediate_size", 768}});
+  EXPECT_EQ(count_parameters(moe), 30532122624);
+  moe.update({{"hidden_size", 4096},
+              {"num_hidden_layers", 94},
+              {"num_attention_heads", 64},
+              {"moe_intermediate_size", 1536}});
+  EXPECT_EQ(count_parameters(moe), 235093634560);
   EXPECT_EQ(
       count_parameters(real_config("LlamaForCausalLM", 128256, 2048, 16, 32, 8, 64, 8192, true)),
       1235814400);

@@ -23,8 +23,17 @@ struct ModelInfo {
   int64_t max_position = 0;  // longest sequence
   int64_t num_layers = 0;
   int64_t hidden_size = 0;
+  int64_t num_experts = 0;  // of a layer that has experts (parameters "….experts.…"); 0: none
+  int64_t experts_per_token = 0;
+  int64_t feed_forward_size = 0;  // features that a token has in the widest feed-forward layer
   DType checkpoint_dtype = DType::kBF16;  // dtype (torch_dtype) of the config
 };
+
+// Of a parameter's elements those that a token is multiplied with: of experts, its own.
+inline int64_t active_elements(const ModelInfo& info, const std::string& name, const Shape& shape) {
+  const bool experts = info.num_experts > 0 && name.find(".experts.") != std::string::npos;
+  return experts ? shape.numel() / info.num_experts * info.experts_per_token : shape.numel();
+}
 
 // A model that predicts the next token. `forward` is called by one thread at a time.
 class CausalLmModel : public Module {

@@ -1,5 +1,7 @@
 #include "models/quantized.h"
 
+#include "models/config.h"
+
 #include <algorithm>
 #include <cstring>
 
@@ -223,6 +225,8 @@ QuantizedTensors::QuantizedTensors(const Json& config, const CheckpointReader* r
     const std::string algorithm = text_of(*quantization, "quant_algo");
     if (!algorithm.empty() && algorithm != "FP8" && algorithm != "FP8_PER_CHANNEL_PER_TOKEN")
       refuse("modelopt quant_algo '" + algorithm + "'");
+  } else if (method_ == "mxfp4" && read_architecture(config) == "GptOssForCausalLM") {
+    // Its experts come whole from expert_checkpoint.h; the rest is plain.
   } else {
     refuse("quant_method '" + method_ + "'");
   }

@@ -18,6 +18,11 @@ Attention::Attention(Module* parent, std::string name, const AttentionOptions& o
             {"v_proj", o.num_kv_heads * o.head_dim}},
            o.qkv_bias),
       out_(this, "o_proj", o.num_heads * o.head_dim, o.hidden_size, o.out_bias) {
+  if (o.sinks) {
+    add_parameter({.name = "sinks", .shape = {o.num_heads}, .set = [this](const Tensor& t) {
+                     attention_.sinks = t.to(DType::kF32).contiguous();
+                   }});
+  }
   if (!o.qk_norm) return;
   const float mean = o.norm_kind == NormKind::kOnePlus ? 0.0f : 1.0f;
   add_parameter(
@@ -42,9 +47,12 @@ Tensor Attention::operator()(const Tensor& x, const Batch& batch, PagedKv& kv) c
 }
 
 void Attention::finish_loading(Device device, DType) {
-  if (own_parameters().empty()) return;
-  place(own_parameters()[0], rope_.q_weight, device);
-  place(own_parameters()[1], rope_.k_weight, device);
+  for (Parameter& parameter : own_parameters()) {
+    Tensor& data = parameter.name == "sinks"           ? attention_.sinks
+                   : parameter.name == "q_norm.weight" ? rope_.q_weight
+                                                       : rope_.k_weight;
+    place(parameter, data, device);
+  }
 }
 
 }  // namespace reft

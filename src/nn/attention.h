@@ -21,10 +21,12 @@ struct AttentionOptions {
   float scale = 0.0f;     // on q·k; 0: head_dim^-½
   float soft_cap = 0.0f;  // 0: none
   int64_t window = 0;     // 0: every earlier key is seen
+  bool sinks = false;     // a learned logit per head joins the softmax (GPT-OSS)
 };
 
 // o(attention(rope(q(x)), rope(k(x)), v(x))). Parameters {q,k,v,o}_proj.{weight,bias},
-// {q,k}_norm.weight. Follows LlamaAttention, Qwen3Attention, Gemma2Attention.
+// {q,k}_norm.weight, sinks [H]. Follows LlamaAttention, Qwen3Attention, Gemma2Attention,
+// GptOssAttention.
 class Attention : public Module {
  public:
   // `cos_sin`: the layer's rotary table (nn/rope.h).

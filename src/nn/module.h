@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -22,9 +23,10 @@ struct Parameter {
   // block formats only.
   std::function<void(const Tensor&)> set_scales;
   // A tensor for `--load_format dummy`: random normal with this standard deviation around this
-  // mean.
+  // mean, in the dtype that is computed in or in this one.
   float dummy_mean = 0.0f;
   float dummy_std = 0.02f;
+  std::optional<DType> dummy_dtype = {};
 
   // Set before loading, where there is set_scales: floats become fp8 (see quantize_weight).
   bool quantize = false;

@@ -7,14 +7,22 @@
 
 namespace reft {
 
-enum class Activation { kSilu, kGeluTanh, kGeluErf, kRelu };
+enum class Activation {
+  kSilu,
+  kGeluTanh,
+  kGeluErf,
+  kRelu,
+  kClampedSwiglu,  // gated only: g σ(1.702 g) (u + 1), g = min(gate, 7), u = clamp(up, −7, 7)
+};
+inline constexpr float kSwigluAlpha = 1.702f;
+inline constexpr float kSwigluLimit = 7.0f;
 
 // "silu"/"swish", "gelu_pytorch_tanh"/"gelu_new", "gelu", "relu" as in a config.json. Throws Error
 // on others.
 Activation parse_activation(std::string_view name);
 
 // y = act(gate) * up, where gate_up: [T, 2F] holds the halves gate | up. Returns [T, F]. Follows
-// LlamaMLP.
+// LlamaMLP, and for kClampedSwiglu GptOssExperts.
 Tensor gated_activation(const Tensor& gate_up, Activation activation);
 extern Kernel<void(Tensor& y, const Tensor& gate_up, Activation activation)>
     gated_activation_kernel;

@@ -19,12 +19,19 @@ double oracle(double x, Activation activation) {
       return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
     case Activation::kRelu:
       return std::max(x, 0.0);
+    case Activation::kClampedSwiglu:
+      return std::min(x, 7.0) / (1 + std::exp(-1.702 * std::min(x, 7.0)));
   }
   return 0;
 }
 
+double gated_oracle(double gate, double up, Activation activation) {
+  if (activation == Activation::kClampedSwiglu) up = std::clamp(up, -7.0, 7.0) + 1;
+  return oracle(gate, activation) * up;
+}
+
 constexpr Activation kAll[] = {Activation::kSilu, Activation::kGeluTanh, Activation::kGeluErf,
-                               Activation::kRelu};
+                               Activation::kRelu, Activation::kClampedSwiglu};
 
 TEST(GatedActivation, MatchesOracle) {
   for (const Device device : test_devices()) {
@@ -39,7 +46,7 @@ TEST(GatedActivation, MatchesOracle) {
             for (int64_t t = 0; t < tokens; ++t) {
               for (int64_t i = 0; i < features; ++i) {
                 const size_t at = static_cast<size_t>(t * 2 * features + i);
-                want.push_back(oracle(in[at], activation) * in[at + features]);
+                want.push_back(gated_oracle(in[at], in[at + features], activation));
               }
             }
             const std::string what = fmt::format("{} of {}x{} {}", static_cast<int>(activation),
@@ -78,6 +85,13 @@ TEST(GatedActivation, ExtremesAndNan) {
       const Tensor x = Tensor::from_vector<float>(
           {inf, 1e30f, -1e30f, 100, -100, NAN, 1, 1, 1, 1, 1, 1}, {1, 12});
       const std::vector<double> y = doubles(gated_activation(x.to(device), activation));
+      if (activation == Activation::kClampedSwiglu) {
+        const double limit = 2 * 7 / (1 + std::exp(-7 * 1.702));  // up is 1
+        for (const size_t i : {0, 1, 3}) EXPECT_NEAR(y[i], limit, 1e-5);
+        EXPECT_NEAR(y[2] + y[4], 0, 1e-30);
+        EXPECT_TRUE(std::isnan(y[5]));
+        continue;
+      }
       EXPECT_EQ(y[0], inf);
       EXPECT_EQ(y[1], static_cast<double>(1e30f));
       EXPECT_EQ(y[2], 0);

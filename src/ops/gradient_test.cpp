@@ -106,25 +106,33 @@ double activate(double x, Activation activation) {
       return 0.5 * x * std::erfc(-x / std::sqrt(2.0));
     case Activation::kRelu:
       return std::max(0.0, x);
+    case Activation::kClampedSwiglu:
+      return std::min(x, 7.0) / (1 + std::exp(-1.702 * std::min(x, 7.0)));
   }
   return 0;
 }
 
+double gated(double gate, double up, Activation activation) {
+  if (activation == Activation::kClampedSwiglu) up = std::clamp(up, -7.0, 7.0) + 1;
+  return activate(gate, activation) * up;
+}
+
 TEST(Gradient, GatedActivation) {
   for (const Activation activation :
-       {Activation::kSilu, Activation::kGeluTanh, Activation::kGeluErf, Activation::kRelu}) {
+       {Activation::kSilu, Activation::kGeluTanh, Activation::kGeluErf, Activation::kRelu,
+        Activation::kClampedSwiglu}) {
     for (const auto& [rows, half] : {std::pair(1, 1), {3, 5}, {0, 8}, {2, 64}, {9, 47}, {3, 96}}) {
       const auto f = static_cast<size_t>(half);
       check_gradients(
           {.what = fmt::format("activation {} {}x{}", static_cast<int>(activation), rows, half),
-           .inputs = {random_values({rows, 2 * half}, 1, 2.0f)},
+           .inputs = {random_values({rows, 2 * half}, 1, 4.0f)},
            .op = [&](auto& in) { return gated_activation(in[0], activation); },
            .oracle =
                [&](auto& in) {
                  Doubles y;
                  for (size_t row = 0; row < in[0].size(); row += 2 * f) {
                    for (size_t i = row; i < row + f; ++i)
-                     y.push_back(activate(in[0][i], activation) * in[0][i + f]);
+                     y.push_back(gated(in[0][i], in[0][i + f], activation));
                  }
                  return y;
                }});

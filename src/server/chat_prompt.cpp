@@ -4,6 +4,7 @@
 #include <array>
 
 #include "engine/request.h"
+#include "text/harmony.h"
 
 namespace reft {
 namespace {
@@ -123,8 +124,14 @@ Json tool_calls(const Json& calls, const std::string& name) {
   return out;
 }
 
+// What the template's text tells of the messages that it wants.
+struct TemplateTraits {
+  bool developer = false;  // has the role; else it is a system message
+  bool thinking = false;   // reads reasoning under this name (GPT-OSS)
+};
+
 Json check_message(const Json& message, const std::string& name, bool as_parts,
-                   bool template_knows_developer, std::string* flat) {
+                   const TemplateTraits& traits, std::string* flat) {
   if (!message.is_object()) {
     throw RequestError(fmt::format("'{}' must be an object, got {}", name, json_type_name(message)),
                        name);
@@ -141,7 +148,7 @@ Json check_message(const Json& message, const std::string& name, bool as_parts,
   if (role == "tool" && !fields.string("tool_call_id")) {
     fields.refuse("tool_call_id", "is missing: a tool message answers a call");
   }
-  if (role == "developer" && !template_knows_developer) role = "system";
+  if (role == "developer" && !traits.developer) role = "system";
   if (role == "function") role = "tool";
 
   Json out = Json::object();
@@ -165,6 +172,9 @@ Json check_message(const Json& message, const std::string& name, bool as_parts,
     if (auto value = fields.string(key)) {
       out["reasoning"] = *value;
       out["reasoning_content"] = *value;
+      // Its template takes one text before a call.
+      const bool spoken = out.contains("tool_calls") && !flat->empty();
+      if (traits.thinking && !spoken) out["thinking"] = *value;
     }
   }
   return out;
@@ -258,11 +268,12 @@ ChatPrompt parse_chat_prompt(const Fields& fields, const RequestContext& context
   if (format == "auto") {
     format = out.chat_template.empty() ? context.chat_template->content_format() : "string";
   }
-  const bool knows_developer = source.find("developer") != std::string::npos;
+  const TemplateTraits traits{.developer = source.find("developer") != std::string::npos,
+                              .thinking = source.find("message.thinking") != std::string::npos};
   for (size_t i = 0; i < messages->size(); ++i) {
-    out.input.messages.push_back(
-        check_message((*messages)[i], fields.name(fmt::format("messages[{}]", i)),
-                      format == "openai", knows_developer, &out.last_content));
+    out.input.messages.push_back(check_message((*messages)[i],
+                                               fields.name(fmt::format("messages[{}]", i)),
+                                               format == "openai", traits, &out.last_content));
   }
   out.last_role = out.input.messages.back()["role"].get<std::string>();
   out.input.tools = check_tools(fields);
@@ -329,6 +340,13 @@ std::vector<int32_t> encode_chat_prompt(const ChatPrompt& prompt, const std::str
   options.add_special_tokens = prompt.add_special_tokens;
   options.parse_special = true;
   return context.require_tokenizer().encode(text, options);
+}
+
+bool writes_harmony(const ChatPrompt& prompt, const RequestContext& context) {
+  const std::string& source =
+      prompt.chat_template.empty() ? context.chat_template->source() : prompt.chat_template;
+  return source.find("<|channel|>") != std::string::npos && context.tokenizer != nullptr &&
+         HarmonyParser::understands(*context.tokenizer);
 }
 
 }  // namespace reft

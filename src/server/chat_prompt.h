@@ -29,4 +29,7 @@ std::string render_chat_prompt(const ChatPrompt& prompt, const RequestContext& c
 std::vector<int32_t> encode_chat_prompt(const ChatPrompt& prompt, const std::string& text,
                                         const RequestContext& context);
 
+// Whether the template and the tokenizer are those of answers in channels (text/harmony.h).
+bool writes_harmony(const ChatPrompt& prompt, const RequestContext& context);
+
 }  // namespace reft

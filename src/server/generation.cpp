@@ -185,14 +185,15 @@ void Generation::append_usage(std::string& out) const {
   append_usage(out, prompt_tokens, completion_tokens, cached_tokens);
 }
 
-void Generation::append_finish(std::string& out, const GenerationUpdate& update) {
+void Generation::append_finish(std::string& out, const GenerationUpdate& update, bool called) {
   out += R"(,"finish_reason":)";
   if (update.finish_reason == FinishReason::kNone) {
     out += "null";
     return;
   }
   out += '"';
-  out += finish_reason_name(update.finish_reason);
+  const bool for_calls = called && update.finish_reason == FinishReason::kStop;
+  out += for_calls ? "tool_calls" : finish_reason_name(update.finish_reason);
   out += R"(","stop_reason":)";
   if (const auto* id = std::get_if<int32_t>(&update.stop_reason)) {
     append_json_int(out, *id);

@@ -41,8 +41,8 @@ class Generation : public std::enable_shared_from_this<Generation> {
   static void append_usage(std::string& out, int64_t prompt_tokens, int64_t completion_tokens,
                            int64_t cached_tokens);
   // `,"index":…` is left to the caller; appends `,"finish_reason":…` and, when ended,
-  // `,"stop_reason":…`.
-  static void append_finish(std::string& out, const GenerationUpdate& update);
+  // `,"stop_reason":…`. Where `called`, an answer that stopped did so for its tool calls.
+  static void append_finish(std::string& out, const GenerationUpdate& update, bool called = false);
 
   size_t num_outputs() const { return static_cast<size_t>(fields_.params.n); }
 

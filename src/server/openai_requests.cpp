@@ -184,6 +184,8 @@ ChatRequest parse_chat_request(const Json& body, const RequestContext& context) 
   if (echo && prompt.last_role == out.role) out.echo = prompt.last_content;
   out.prompt = encode_chat_prompt(prompt, render_chat_prompt(prompt, context), context);
   fit_prompt(out.prompt, out.generation, context, "messages");
+  out.include_reasoning = fields.boolean("include_reasoning").value_or(true);
+  out.harmony = prompt.input.add_generation_prompt && writes_harmony(prompt, context);
   return out;
 }
 

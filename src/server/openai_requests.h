@@ -12,9 +12,11 @@ namespace reft {
 struct ChatRequest {
   GenerationFields generation;
   std::vector<int32_t> prompt;
-  std::string role;  // of the answer
-  std::string echo;  // text that the answer starts with
-  int num_top = 0;   // top_logprobs
+  std::string role;               // of the answer
+  std::string echo;               // text that the answer starts with
+  int num_top = 0;                // top_logprobs
+  bool harmony = false;           // the answer is in channels (text/harmony.h)
+  bool include_reasoning = true;  // in the answer, where it can be told apart
 };
 
 struct CompletionRequest {

@@ -201,8 +201,10 @@ inline constexpr const char* kTemplate =
 // A running server over a fake model. The model may be slowed down with `on_step`.
 class TestServer {
  public:
-  explicit TestServer(ModelSettings model = {}, ServerOptions options = {},
-                      EngineOptions engine_options = {}) {
+  explicit TestServer(
+      ModelSettings model = {}, ServerOptions options = {}, EngineOptions engine_options = {},
+      std::shared_ptr<const Tokenizer> tokenizer = std::make_shared<ByteTokenizer>())
+      : tokenizer_(std::move(tokenizer)) {
     engine_ = std::make_unique<Engine>(load(std::move(model)), tokenizer_, engine_options);
     options.host = "127.0.0.1";
     options.port = 0;
@@ -257,7 +259,7 @@ class TestServer {
   }
 
  private:
-  std::shared_ptr<const Tokenizer> tokenizer_ = std::make_shared<ByteTokenizer>();
+  std::shared_ptr<const Tokenizer> tokenizer_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<Server> server_;
   std::thread thread_;

@@ -360,6 +360,27 @@ void quantize_q8_0(const float* x, Byte* b) {
   }
 }
 
+// The largest value keeps its exponent (OCP Microscaling Formats 1.0, section 6.3); the rest are
+// rounded to the nearest level, to the even code where two are as near.
+void quantize_mxfp4(const float* x, Byte* b) {
+  static constexpr std::array<float, 7> kMiddles = {0.25f, 0.75f, 1.25f, 1.75f, 2.5f, 3.5f, 5.0f};
+  const float largest = std::fabs(signed_extreme(x));
+  const int exponent = largest > 0 && std::isfinite(largest) ? std::ilogb(largest) - 2 : -127;
+  const int e = std::clamp(exponent + 127, 0, 254);
+  b[0] = static_cast<Byte>(e);
+  const float scale = std::ldexp(1.0f, 127 - e);
+  const auto code_of = [&](float value) {
+    const float size = std::fabs(value) * scale;
+    unsigned code = 0;
+    for (size_t i = 0; i < kMiddles.size(); ++i) {
+      if (size > kMiddles[i] || (i % 2 == 1 && size == kMiddles[i])) ++code;
+    }
+    return code | (std::signbit(value) ? 8u : 0u);
+  };
+  for (int i = 0; i < 16; ++i)
+    b[1 + i] = static_cast<Byte>(code_of(x[i]) | code_of(x[i + 16]) << 4);
+}
+
 template <void (*kQuantize)(const float*, Byte*)>
 void quantize_blocks(DType dtype, const float* values, void* blocks, int64_t elems) {
   const DTypeInfo& info = dtype_info(dtype);
@@ -435,6 +456,8 @@ void quantize_row(DType dtype, const float* values, void* blocks, int64_t elems)
       return quantize_blocks<quantize_affine<5>>(dtype, values, blocks, elems);
     case DType::kQ8_0:
       return quantize_blocks<quantize_q8_0>(dtype, values, blocks, elems);
+    case DType::kMXFP4:
+      return quantize_blocks<quantize_mxfp4>(dtype, values, blocks, elems);
     default:
       fail("values cannot be quantised to {}", dtype_name(dtype));
   }

@@ -5,6 +5,7 @@
 
 #include "base/file.h"
 #include "text/chat_template.h"
+#include "text/harmony_template.h"
 
 namespace reft {
 namespace {
@@ -444,6 +445,7 @@ const std::vector<Builtin>& builtins() {
       {"deepseek_v3", {kDeepSeekCall, kDeepSeekSystem, kDeepSeekV3}},
       {"deepseek_r1", {kDeepSeekCall, kDeepSeekR1}},
       {"deepseek_v3.1", {kDeepSeekSystem, kDeepSeekV31}},
+      {"gpt_oss", {kHarmonyTypes, kHarmony}},
       {"mistral", {kMistral}},
       {"phi3", {kPhi3Setup, kPhi3}},
       {"phi3.5", {kPhi35Setup, kPhi3}},
@@ -520,6 +522,7 @@ std::string default_chat_template(std::string_view model_type) {
       {"deepseek_v3", "deepseek_v3"},
       {"deepseek_v2", "deepseek_v3"},
       {"deepseek_v32", "deepseek_v3.1"},
+      {"gpt_oss", "gpt_oss"},
       {"mistral", "mistral"},
       {"mixtral", "mistral"},
       {"phi3", "phi3"}};

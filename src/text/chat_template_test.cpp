@@ -77,6 +77,33 @@ TEST(ChatTemplate, BuiltinsMatchTheOfficialOnes) {
   }
 }
 
+TEST(ChatTemplate, HarmonyMatchesTheOfficialOne) {
+  Json data = golden("harmony.json");
+  ASSERT_GT(data["cases"].size(), 100U);
+  const ChatTemplate own(resolve_chat_template("gpt_oss"));
+  for (const Json& test : data["cases"]) {
+    const auto conversation = test["conversation"].get<std::string>();
+    const Json& options = data["options"][test["options"].get<size_t>()];
+    SCOPED_TRACE(conversation + " " + test["options"].dump());
+    ChatTemplateInput input;
+    input.messages = data["conversations"][conversation];
+    if (options.contains("tools")) input.tools = options["tools"];
+    if (options.contains("kwargs")) input.kwargs = options["kwargs"];
+    input.add_generation_prompt = options["add_generation_prompt"];
+    if (test.contains("error")) {
+      EXPECT_THROW(own.render(input), Error);
+      continue;
+    }
+    std::string text;
+    EXPECT_NO_THROW(text = own.render(input));
+    constexpr std::string_view kDate = "Current date: ";
+    const size_t at = text.find(kDate);
+    ASSERT_NE(at, std::string::npos);
+    text.replace(at + kDate.size(), 10, "DATE");
+    EXPECT_EQ(text, test["text"].get<std::string>());
+  }
+}
+
 TEST(ChatTemplate, EveryBuiltinParsesAndHasANameOfItsOwn) {
   for (const std::string& name : builtin_chat_templates()) {
     ChatTemplateInput input = one_message();

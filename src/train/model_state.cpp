@@ -88,6 +88,9 @@ NamedTensors model_tensors(CausalLmModel& model, const std::string& source, DTyp
       result.emplace_back(tensor.key, it->second->value);
     } else {
       const bool blocks = is_block_format(tensor.value.dtype());
+      check(!blocks || tensor.value.dims() == 2,
+            "{}: experts in {} cannot be written back; train the checkpoint in bfloat16",
+            tensor.key, dtype_name(tensor.value.dtype()));
       result.emplace_back(tensor.key, blocks ? tensor.value.to(dtype) : tensor.value);
     }
   }
@@ -98,7 +101,7 @@ MemoryModel memory_model_of(CausalLmModel& model, DType dtype) {
   const ParameterMap parameters = parameters_of(model);
   const LayerCacheSpec cache = model.cache_specs().at(0);
   MemoryModel m{.hidden = model.info().hidden_size,
-                .intermediate = rows_of(parameters, "mlp.gate_proj.weight"),
+                .intermediate = model.info().feed_forward_size,
                 .layers = model.info().num_layers,
                 .heads = rows_of(parameters, "self_attn.q_proj.weight") / cache.head_dim,
                 .kv_heads = cache.num_kv_heads,
@@ -124,8 +127,9 @@ FlopModel flop_model_of(CausalLmModel& model) {
   const bool tied = !parameters.contains(kHead);
   for (const auto& [name, p] : parameters) {
     if (p->shape.dims() < 2 || (name == kEmbedding && !tied)) continue;
-    m.matmul_parameters += p->shape.numel();
-    if (p->trainable) m.trainable_parameters += p->shape.numel();
+    const int64_t elements = active_elements(model.info(), name, p->shape);
+    m.matmul_parameters += elements;
+    if (p->trainable) m.trainable_parameters += elements;
   }
   return m;
 }

@@ -20,7 +20,7 @@ __global__ void gated_kernel(T* __restrict__ y, const T* gate_up, int64_t stride
   V out;
 #pragma unroll
   for (int e = 0; e < kWidth; ++e)
-    out.v[e] = as<T>(activate(as_float(gate.v[e]), activation) * as_float(up.v[e]));
+    out.v[e] = as<T>(gated(as_float(gate.v[e]), as_float(up.v[e]), activation));
   reinterpret_cast<V*>(y)[i] = out;
 }
 

@@ -20,8 +20,19 @@ __device__ __forceinline__ float activate(float x, Activation activation) {
       return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
     case Activation::kRelu:
       return x < 0.0f ? 0.0f : x;  // keeps NaN
+    case Activation::kClampedSwiglu: {
+      const float g = x > kSwigluLimit ? kSwigluLimit : x;
+      return g / (1.0f + __expf(-kSwigluAlpha * g));
+    }
   }
   return x;
+}
+
+// gated_activation of one gate and its `up`.
+__device__ __forceinline__ float gated(float gate, float up, Activation activation) {
+  if (activation == Activation::kClampedSwiglu)
+    up = 1.0f + (up > kSwigluLimit ? kSwigluLimit : up < -kSwigluLimit ? -kSwigluLimit : up);
+  return activate(gate, activation) * up;
 }
 
 #endif  // __CUDACC__

@@ -26,6 +26,12 @@ __device__ __forceinline__ float2 activate_with_slope(float x, Activation activa
     }
     case Activation::kRelu:
       return make_float2(x < 0.0f ? 0.0f : x, x > 0.0f ? 1.0f : 0.0f);
+    case Activation::kClampedSwiglu: {
+      const float g = x > kSwigluLimit ? kSwigluLimit : x;
+      const float s = 1.0f / (1.0f + __expf(-kSwigluAlpha * g));
+      return make_float2(g * s,
+                         x > kSwigluLimit ? 0.0f : s * fmaf(kSwigluAlpha * g, 1.0f - s, 1.0f));
+    }
   }
   return make_float2(x, 1.0f);
 }
@@ -52,7 +58,13 @@ __global__ void gated_backward_kernel(T* dgate_up, int64_t to_stride, bool accum
   for (int e = 0; e < kWidth; ++e) {
     const float2 act = activate_with_slope(as_float(gate.v[e]), activation);
     const float slope = as_float(d.v[e]);
-    const float to_gate = slope * as_float(up.v[e]) * act.y, to_up = slope * act.x;
+    float factor = as_float(up.v[e]), to_up = slope * act.x;
+    if (activation == Activation::kClampedSwiglu) {
+      const float clamped = fminf(fmaxf(factor, -kSwigluLimit), kSwigluLimit);
+      if (clamped != factor) to_up = 0.0f;
+      factor = 1.0f + clamped;
+    }
+    const float to_gate = slope * factor * act.y;
     dgate.v[e] = as<T>(accumulate ? as_float(dgate.v[e]) + to_gate : to_gate);
     dup.v[e] = as<T>(accumulate ? as_float(dup.v[e]) + to_up : to_up);
   }

@@ -2,7 +2,7 @@
 // values pass through shared memory, scores and sums are float32 in registers.
 #include <algorithm>
 
-#include "backends/cuda/common.h"
+#include "backends/cuda/activation.h"
 #include "ops/encoder.h"
 
 namespace reft {
@@ -45,26 +45,12 @@ void layer_norm_cuda(Tensor& y, const Tensor& x, const Tensor& weight, const Ten
 
 // ---- Element by element
 
-__device__ float activated(float x, Activation activation) {
-  switch (activation) {
-    case Activation::kSilu:
-      return x / (1.0f + __expf(-x));
-    case Activation::kGeluTanh:
-      return 0.5f * x * (1.0f + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
-    case Activation::kGeluErf:
-      return 0.5f * x * erfcf(-x * 0.7071067812f);
-    case Activation::kRelu:
-      return fmaxf(x, 0.0f);
-  }
-  return x;
-}
-
 template <class T>
 __global__ void activate_elements(T* x, int64_t n, Activation activation) {
   allow_next();
   await_inputs();
   const int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
-  if (i < n) x[i] = as<T>(activated(as_float(x[i]), activation));
+  if (i < n) x[i] = as<T>(activate(as_float(x[i]), activation));
 }
 
 void activate_cuda(Tensor& x, Activation activation) {
@@ -94,8 +80,12 @@ __global__ void unfold_rows(U* y, const T* x, UnfoldShape s, int64_t n) {
 }
 
 void unfold_cuda(Tensor& y, const Tensor& x, const Unfold& options) {
-  const UnfoldShape shape{x.size(0) / options.sequences, y.size(0) / options.sequences, x.size(1),
-                          options.kernel, options.stride, options.padding};
+  const UnfoldShape shape{x.size(0) / options.sequences,
+                          y.size(0) / options.sequences,
+                          x.size(1),
+                          options.kernel,
+                          options.stride,
+                          options.padding};
   dispatch_float(x.dtype(), "unfold", [&](auto in) {
     dispatch_float(y.dtype(), "unfold", [&](auto out) {
       using T = decltype(in);
@@ -133,8 +123,8 @@ void write_kv_cuda(const Tensor& kv, const Tensor& slots, PagedKv& cache) {
       using T = decltype(in);
       using C = decltype(out);
       launch_dependent("write_kv", write_kv_rows<T, C>, kv.device().index,
-                       dim3(blocks_for(n, kThreads)), kThreads, 0, ptr<C>(cache.k),
-                       ptr<C>(cache.v), ptr<T>(kv), ptr<int32_t>(slots), shape_of(cache), n);
+                       dim3(blocks_for(n, kThreads)), kThreads, 0, ptr<C>(cache.k), ptr<C>(cache.v),
+                       ptr<T>(kv), ptr<int32_t>(slots), shape_of(cache), n);
     });
   });
 }
@@ -166,9 +156,9 @@ __device__ void load_keys(float* to, const C* cache, const AttentionShape& s, in
     float value = 0;
     if (key < end) {
       const int64_t block = s.table[sequence * s.table_width + key / s.cache.page];
-      value = as_float(cache[((block * s.cache.heads + head) * s.cache.page + key % s.cache.page) *
-                                 dims +
-                             i % dims]);
+      value = as_float(
+          cache[((block * s.cache.heads + head) * s.cache.page + key % s.cache.page) * dims +
+                i % dims]);
     }
     to[i / dims * (dims + 1) + i % dims] = value;
   }
@@ -179,9 +169,9 @@ __global__ void __launch_bounds__(kThreads)
     full_attention_tile(T* out, const T* q, const C* k, const C* v, AttentionShape s, float scale) {
   extern __shared__ float shared[];
   const int dims = static_cast<int>(s.cache.dims), pitch = dims + 1;
-  float* queries = shared;                  // [kRows, dims + 1]
-  float* tile = queries + kRows * pitch;    // [kKeys, dims + 1]: keys, then values
-  float* weights = tile + kKeys * pitch;    // [kRows, kKeys + 1]
+  float* queries = shared;                // [kRows, dims + 1]
+  float* tile = queries + kRows * pitch;  // [kKeys, dims + 1]: keys, then values
+  float* weights = tile + kKeys * pitch;  // [kRows, kKeys + 1]
   allow_next();
   await_inputs();
   const int64_t sequence = blockIdx.z, head = blockIdx.y;
@@ -279,13 +269,11 @@ __global__ void __launch_bounds__(kThreads)
 void full_attention_cuda(Tensor& out, const Tensor& q, const PagedKv& kv,
                          const AttentionBatch& batch, float scale) {
   const int64_t dims = q.size(2);
-  check(dims <= kMostDims, "full_attention: a head size of {} on CUDA, at most {}", dims, kMostDims);
-  const AttentionShape shape{ptr<int32_t>(batch.query_start),
-                             ptr<int32_t>(batch.context_len),
-                             ptr<int32_t>(batch.block_table),
-                             batch.block_table.size(1),
-                             static_cast<int>(q.size(1)),
-                             shape_of(kv)};
+  check(dims <= kMostDims, "full_attention: a head size of {} on CUDA, at most {}", dims,
+        kMostDims);
+  const AttentionShape shape{ptr<int32_t>(batch.query_start), ptr<int32_t>(batch.context_len),
+                             ptr<int32_t>(batch.block_table), batch.block_table.size(1),
+                             static_cast<int>(q.size(1)),     shape_of(kv)};
   const size_t bytes =
       static_cast<size_t>((kRows + kKeys) * (dims + 1) + kRows * (kKeys + 1)) * sizeof(float);
   const dim3 grid(blocks_for(batch.max_query_len, kRows), static_cast<unsigned>(q.size(1)),
@@ -319,8 +307,7 @@ __global__ void attention_weights_row(float* out, const T* q, const C* k, const 
   const int64_t kv_head = head / (heads / s.heads);
   float top = -INFINITY;
   for (int64_t i = threadIdx.x; i < keys; i += blockDim.x) {
-    const C* key =
-        k + ((blocks[i / s.page] * s.heads + kv_head) * s.page + i % s.page) * s.dims;
+    const C* key = k + ((blocks[i / s.page] * s.heads + kv_head) * s.page + i % s.page) * s.dims;
     float score = 0;
     for (int64_t d = 0; d < s.dims; ++d) score += as_float(query[d]) * as_float(key[d]);
     row[i] = score * scale;

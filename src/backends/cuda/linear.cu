@@ -19,24 +19,6 @@ constexpr int64_t kStreamTokens = 16;       // rows of x at most
 constexpr int kWideTokens = 32;             // of stream_wide_kernel
 constexpr int64_t kLargeProduct = 1 << 24;  // multiplications from which float32 goes to cuBLASLt
 
-// An ordinary load, not one by way of the read-only cache: see launch_dependent().
-__device__ __forceinline__ uint4 load_after_wait(const void* p) {
-  uint4 v;
-  asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p)
-               : "memory");
-  return v;
-}
-
-__device__ __forceinline__ uint4 load_stream(const void* p) {
-  uint4 v;
-  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p));
-  return v;
-}
-
 // One block: 16 rows of W against up to 8 * kTiles rows of x. Warp w takes the slices w, w +
 // kWarps, … of K. The order of k inside a slice is the same permutation for W and x: lane (g, t)
 // holds two runs of 8 k of row g, four matrix instructions' worth. Runs 32 apart make a load of a
@@ -166,7 +148,7 @@ __global__ void __launch_bounds__(kWarps * 32, kShort ? 32 / kWarps : 0)
 #pragma unroll
       for (int p = 0; p < kWarps; ++p) up += partial[p][row + kRows][token];
       // Rounded as the product alone would be.
-      sum = activate(as_float(as<T>(sum)), activation) * as_float(as<T>(up));
+      sum = gated(as_float(as<T>(sum)), as_float(as<T>(up)), activation);
     }
     y[token * y_stride + row0 + row] = as<Out>(sum);
   }
@@ -260,7 +242,7 @@ __global__ void __launch_bounds__(kWarps * 32)
       float up = bias == nullptr ? 0.0f : bias[n + to];
 #pragma unroll
       for (int p = 0; p < kWarps; ++p) up += from[p * kStep + kColumns];
-      sum = activate(as_float(as<T>(sum)), activation) * as_float(as<T>(up));
+      sum = gated(as_float(as<T>(sum)), as_float(as<T>(up)), activation);
     }
     y[token * y_stride + to] = as<Out>(sum);
   }

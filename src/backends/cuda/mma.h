@@ -48,6 +48,25 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* 
                : "memory");
 }
 
+// An ordinary load, not one by way of the read-only cache: see launch_dependent().
+__device__ __forceinline__ uint4 load_after_wait(const void* p) {
+  uint4 v;
+  asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p)
+               : "memory");
+  return v;
+}
+
+// 16 bytes of what is read once: past the first-level cache.
+__device__ __forceinline__ uint4 load_stream(const void* p) {
+  uint4 v;
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+  return v;
+}
+
 // 16 bytes from global to shared memory; `bytes` 0 fills with zeros.
 __device__ __forceinline__ void cp_async_16(void* to, const void* from, int bytes) {
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));

@@ -74,7 +74,7 @@ __device__ __forceinline__ void finish_stream(const StreamArgs& a, const float (
     float sum = sum_of(row, row0 + row);
     if (a.gated) {  // rounded as the product alone would be
       const float up = sum_of(row + 8, a.n + row0 + row);
-      sum = activate(as_float(as<T>(sum)), a.activation) * as_float(as<T>(up));
+      sum = gated(as_float(as<T>(sum)), as_float(as<T>(up)), a.activation);
     }
     const int64_t at = token * a.y_stride + row0 + row;
     if (a.float_result) {
