@@ -1,6 +1,7 @@
 // Times of the ops at the shapes of SmolLM2-135M and Qwen3-0.6B, one line each: µs, GB/s, GFLOP/s.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <string>
 
