@@ -229,7 +229,7 @@ def config_v4(config):
         full = rope.get("full_attention", rope)
         part["rope_theta"] = full.pop("rope_theta")
         part["rope_scaling"] = None if full["rope_type"] == "default" else full
-        if "num_local_experts" in part:
+        if "num_local_experts" in part and part.get("model_type") != "gpt_oss":
             part["num_experts"] = part.pop("num_local_experts")
         if "sliding_attention" in rope:
             part["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]

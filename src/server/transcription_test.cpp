@@ -115,7 +115,9 @@ TEST_F(TranscriptionServer, StreamIsTheWhole) {
         parse_json(reply.body.substr(at + 6, reply.body.find("\n\n", at) - at - 6), "event");
     if (event["type"] == "transcript.text.delta") joined += event["delta"].get<std::string>();
     last = event["type"].get<std::string>();
-    if (event.contains("text")) EXPECT_EQ(event["text"], text);
+    if (event.contains("text")) {
+      EXPECT_EQ(event["text"], text);
+    }
   }
   EXPECT_EQ(joined, text);
   EXPECT_EQ(last, "transcript.text.done");
