@@ -13,6 +13,7 @@
 #include "models/model.h"
 #include "models/quantized.h"
 #include "tensor/allocator.h"
+#include "tensor/dequantize.h"
 #include "tensor/safetensors.h"
 
 namespace reft {
@@ -225,7 +226,23 @@ struct LoadPlan {
   bool convert;  // plain weights become `compute`; else they stay as the file has them
   Device device;
   uint64_t seed;
+  std::optional<DType> quantize;
 };
+
+// A matrix of floats, each row in whole blocks.
+Tensor to_blocks(const Tensor& matrix, DType format) {
+  const Tensor from = matrix.contiguous();
+  const int64_t rows = from.size(0), k = from.size(1);
+  Tensor blocks = Tensor::empty(from.shape(), format);
+  compute_pool().parallel_for(rows, 16, [&](int64_t begin, int64_t end) {
+    std::vector<float> row(static_cast<size_t>(k));
+    for (int64_t i = begin; i < end; ++i) {
+      dequantize_row(from.dtype(), from.raw() + i * row_bytes(from.dtype(), k), row.data(), k);
+      quantize_row(format, row.data(), blocks.raw() + i * row_bytes(format, k), k);
+    }
+  });
+  return blocks;
+}
 
 // Module by module, so that the file's form and the packed form of only a few weights exist at a
 // time.
@@ -276,6 +293,12 @@ void load_parameters(CausalLmModel& model, const CheckpointReader* reader,
       const bool matrix = tensor.dims() > 1 && is_float(tensor.dtype());
       // A module is trained as a whole or not at all; blocks become floats then.
       const bool plain = tensor.dims() > 1 && trainable;
+      if (plan.quantize && matrix && !plain &&
+          is_quantized_at_load(name, tensor.shape(), *plan.quantize)) {
+        parameter.set(to_blocks(tensor, *plan.quantize));
+        bar.advance();
+        continue;
+      }
       parameter.set((matrix && plan.convert) || plain ? tensor.to(plan.compute) : tensor);
       bar.advance();
     }
@@ -326,6 +349,11 @@ void request_quantization(CausalLmModel& model, const QuantizedTensors& quantize
 }
 
 }  // namespace
+
+bool is_quantized_at_load(const std::string& name, const Shape& shape, DType format) {
+  return name.starts_with("model.layers.") && shape.dims() == 2 &&
+         shape[1] % dtype_info(format).block_elems == 0;
+}
 
 std::unique_ptr<CausalLmModel> describe_model(const std::string& path, const LoadOptions& options) {
   Source source = open_source(path, options.load_format == "dummy");
@@ -392,7 +420,8 @@ LoadedModel load_model(const std::string& path, const LoadOptions& options) {
                    .quantized = &*quantized,
                    .convert = !(as_stored && source.gguf),
                    .device = options.device,
-                   .seed = options.seed},
+                   .seed = options.seed,
+                   .quantize = options.quantize},
                   options.quiet);
   // What stays of the file are the embedding's rows, where no packed form holds them.
   if (source.reader) source.reader->release_pages();
