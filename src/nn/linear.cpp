@@ -139,14 +139,25 @@ Tensor Linear::product(const Tensor& x, DType out_dtype, const Tensor& bias) con
 }
 
 Tensor Linear::operator()(const Tensor& x, DType out_dtype) const {
-  if (lora_ == nullptr) return product(x, out_dtype, bias_);
+  if (lora_ == nullptr) {
+    Tensor y = product(x, out_dtype, bias_);
+    if (const Tensor* slots = AdapterScope::current(); slots != nullptr) {
+      for (const LoraTable& table : tables_) {
+        Tensor columns = y.columns(table.begin, table.end);
+        add_lora_rows(columns, x, *slots, table.stack,
+                      bias_.defined() ? bias_.rows(table.begin, table.end) : Tensor());
+      }
+    }
+    return y;
+  }
   Tensor y = product(x, out_dtype, lora_->adds_bias() ? Tensor() : bias_);
   lora_->apply(y, x, bias_, [&](const Tensor& rows) { return product(rows, out_dtype, {}); });
   return y;
 }
 
 Tensor Linear::gated(const Tensor& x, Activation activation) const {
-  if (groups_.size() == 1 && lora_ == nullptr)
+  const bool served = !tables_.empty() && AdapterScope::current() != nullptr;
+  if (groups_.size() == 1 && lora_ == nullptr && !served)
     return gated_linear(x, groups_[0].weight, bias_, activation);
   return gated_activation((*this)(x), activation);
 }

@@ -4,6 +4,7 @@
 
 #include <memory>
 
+#include "nn/lora_table.h"
 #include "nn/module.h"
 #include "ops/linear.h"
 
@@ -42,6 +43,11 @@ class Linear : public Module {
   // An adapter that is trained (nn/lora.h): a child of this module.
   void set_lora(std::unique_ptr<Lora> lora);
   Lora* lora() const { return lora_.get(); }
+  // Adapters that are served, one table for each of parts().
+  void set_tables(std::vector<LoraTable> tables) { tables_ = std::move(tables); }
+  std::vector<LoraTable>& tables() { return tables_; }
+  // x Wᵀ alone.
+  Tensor plain_product(const Tensor& x) const { return product(x, x.dtype(), {}); }
   int64_t in_features() const { return in_features_; }
   int64_t out_features() const { return out_features_; }
 
@@ -70,6 +76,7 @@ class Linear : public Module {
   std::vector<Group> groups_;
   Tensor bias_;  // [N] float32, or undefined
   std::unique_ptr<Lora> lora_;
+  std::vector<LoraTable> tables_;
 };
 
 // Bytes of a weight's data and packed form.

@@ -5,13 +5,14 @@
 
 #include "ops/dropout.h"
 #include "ops/linear.h"
+#include "ops/lora_rows.h"
 #include "ops/op_grad.h"
 
 namespace reft {
 namespace {
 
 const bool covered = cover_ops({"linear_add", "squared_row_norms", "adapted_row_norms", "dora",
-                                "dora_backward", "dropout", "add_uniform_noise"});
+                                "dora_backward", "dropout", "add_uniform_noise", "lora_rows"});
 
 Doubles product(const Doubles& x, const Doubles& w, size_t rows, size_t n, size_t k) {
   Doubles y(rows * n);
@@ -110,6 +111,48 @@ TEST(Lora, AdaptedRowNorms) {
       want += v * v;
     }
     EXPECT_NEAR(norms.data<float>()[i], std::sqrt(want), 1e-5 * std::sqrt(want));
+  }
+}
+
+// Rows of several adapters and of none, in any order; ranks below the tables'.
+TEST(Lora, EveryRowHasItsOwnAdapter) {
+  constexpr int64_t kSlots = 3, kRank = 6, kN = 37, kK = 33;
+  for (const Device device : test_devices()) {
+    if (!lora_rows_kernel.has(device.type)) continue;
+    LoraStack stack = LoraStack::zeros(kSlots, kRank, kN, kK, kCpuDevice);
+    stack.a = random_values({kSlots, kK, kRank}, 1);
+    stack.b = random_values({kSlots, kRank, kN}, 2);
+    stack.column_change = random_values({kSlots, kN}, 3);
+    stack.ranks = Tensor::from_vector(std::vector<int32_t>{6, 0, 4});
+    const Tensor bias = random_values({kN}, 4);
+    const LoraStack moved{stack.a.to(device), stack.b.to(device), stack.column_change.to(device),
+                          stack.ranks.to(device)};
+    for (const std::vector<int32_t>& slots :
+         {std::vector<int32_t>{0}, {-1}, {2, 2, 0, -1, 1, 0, 2}, std::vector<int32_t>(40, 2)}) {
+      const auto t = static_cast<int64_t>(slots.size());
+      const Tensor x = random_values({t, kK}, 5), y = random_values({t, 2 * kN}, 6);
+      Doubles want = doubles(y);
+      for (int64_t row = 0; row < t; ++row) {
+        const int32_t s = slots[static_cast<size_t>(row)];
+        if (s < 0 || stack.ranks.data<int32_t>()[s] == 0) continue;
+        for (int64_t n = 0; n < kN; ++n) {
+          double& out = want[static_cast<size_t>(row * 2 * kN + kN + n)];
+          out += (out - bias.data<float>()[n]) * stack.column_change.data<float>()[s * kN + n];
+          for (int64_t r = 0; r < stack.ranks.data<int32_t>()[s]; ++r) {
+            double h = 0;
+            for (int64_t k = 0; k < kK; ++k)
+              h += double{x.data<float>()[row * kK + k]} *
+                   stack.a.data<float>()[(s * kK + k) * kRank + r];
+            out += h * stack.b.data<float>()[(s * kRank + r) * kN + n];
+          }
+        }
+      }
+      const Tensor result = y.to(device);
+      Tensor columns = result.columns(kN, 2 * kN);
+      add_lora_rows(columns, x.to(device), Tensor::from_vector(slots).to(device), moved,
+                    bias.to(device));
+      expect_close(result.to(kCpuDevice), want, 1e-5, "lora_rows", 30);
+    }
   }
 }
 
