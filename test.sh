@@ -2,13 +2,13 @@
 # Installs what the tests need and runs them all: style and layer checks, unit tests, sanitizers, fuzzers, the HTTP
 # suite with real clients against a live server, the web UI in a headless browser, and the Debian package.
 #   ./test.sh            everything (what CI runs)
-#   ./test.sh STEP...    only these steps: checks unit clients speech web package cuda asan tsan fuzz tidy
+#   ./test.sh STEP...    only these steps: checks unit train clients speech web package cuda asan tsan fuzz tidy
 # Closes with "N passed, N failed".
 set -uo pipefail
 cd "$(dirname "$0")" || exit
 
 steps=("$@")
-[ ${#steps[@]} -gt 0 ] || steps=(checks unit clients speech web package cuda asan tsan fuzz tidy)
+[ ${#steps[@]} -gt 0 ] || steps=(checks unit train clients speech web package cuda asan tsan fuzz tidy)
 passed=0
 failed=0
 failures=()
@@ -93,13 +93,16 @@ llvm_tool() { # NAME
 step_checks() {
   check "layers" python3 tools/check_layers.py
   check "format" bash -c 'git ls-files "src/*.h" "src/*.cpp" "tests/*.cpp" "bench/*.cpp" | xargs "$0" --dry-run -Werror' "$(llvm_tool clang-format)"
-  check "shell" bash -c 'for f in *.sh tools/*.sh .ci/run; do bash -n "$f" || exit 1; done'
+  check "shell" bash -c 'for f in *.sh tools/*.sh tests/train/*.sh .ci/run; do bash -n "$f" || exit 1; done'
 }
 
 step_unit() {
   unit_tests cpu ""
   check "documentation" python3 tools/check_docs.py build/cpu/reft
 }
+
+# The run of the README.
+step_train() { check "LoRA teaches the default model a name" tests/train/identity.sh build/cpu/reft; }
 
 # Starts reft serve on a free port with the default model, or the one that the script REFT_GET_MODEL gets, and sets
 # url; ends it on return.

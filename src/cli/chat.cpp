@@ -76,6 +76,7 @@ struct ChatOptions {
   void declare(ArgParser& parser) {
     model.declare_model(parser, true);
     model.declare_engine(parser);
+    model.declare_adapter(parser);
     sampling.declare(parser);
     parser.group("Chat");
     parser.add("system", &system, "System prompt.", {"s"});
@@ -112,7 +113,8 @@ struct ChatOptions {
     model.engine.max_num_seqs = 1;
     ServingModel serving = model.load();
     const SamplingParams params = sampling.resolve(parser, serving.loaded.generation_config);
-    Engine engine(std::move(serving.loaded), serving.tokenizer, model.engine);
+    const std::unique_ptr<Engine> local = make_local_engine(serving, model);
+    Engine& engine = *local;
     LineReader lines;
     Json messages = Json::array();
     const auto reset = [&] {

@@ -58,6 +58,16 @@ SamplingParams SamplingFlags::resolve(const ArgParser& parser, const Json& confi
   return out;
 }
 
+std::unique_ptr<Engine> make_local_engine(ServingModel& serving, const ModelFlags& flags) {
+  EngineOptions options = flags.engine;
+  options.max_lora_rank = 0;
+  if (!flags.adapter.empty()) make_room_for_adapters({{kLocalAdapter, flags.adapter}}, &options);
+  auto engine =
+      std::make_unique<Engine>(std::move(serving.loaded), serving.tokenizer, std::move(options));
+  if (!flags.adapter.empty()) engine->load_adapter(kLocalAdapter, flags.adapter);
+  return engine;
+}
+
 GenerationResult generate(Engine& engine, std::vector<int32_t> prompt, SamplingParams params,
                           const std::function<void(const std::string&)>& on_text) {
   static std::atomic<int> counter{0};
@@ -72,6 +82,7 @@ GenerationResult generate(Engine& engine, std::vector<int32_t> prompt, SamplingP
   request.id = "local-" + std::to_string(counter++);
   request.prompt = std::move(prompt);
   request.params = std::move(params);
+  if (engine.find_adapter(kLocalAdapter) != nullptr) request.adapter = kLocalAdapter;
   request.on_update = [&](GenerationUpdate&& update) {
     std::lock_guard lock(mutex);
     if (result.num_output_tokens == 0 && update.num_output_tokens > 0)

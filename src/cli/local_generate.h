@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -33,6 +34,11 @@ struct GenerationResult {
   double first_token_seconds = 0;  // from the call to the first token
   double total_seconds = 0;
 };
+
+// An engine with the model and, where --lora named one, its adapter under kLocalAdapter, which
+// generate() then uses.
+inline constexpr const char* kLocalAdapter = "adapter";
+std::unique_ptr<Engine> make_local_engine(ServingModel& serving, const ModelFlags& flags);
 
 // Submits and waits; `on_text` gets the text as it comes, on another thread. Ctrl-C ends the
 // generation, not the program. Throws RequestError or Error.

@@ -1,5 +1,6 @@
 #include "cli/model_flags.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 
@@ -148,6 +149,41 @@ void ModelFlags::declare_engine(ArgParser& parser) {
   }
   parser.ignored("async_scheduling", "scheduling always overlaps with the compute", false);
   parser.ignored("max_seq_len_to_capture", "every length is captured");
+}
+
+void ModelFlags::declare_adapter(ArgParser& parser) {
+  parser.add("lora", &adapter, "Folder of a LoRA adapter to answer with.");
+}
+
+AdapterFlag parse_adapter(const std::string& text) {
+  AdapterFlag flag;
+  if (text.starts_with("{")) {
+    const Json json = parse_json(text, "--lora");
+    flag.name = json_get<std::string>(json, "name", "");
+    flag.path = json_get<std::string>(json, "path", "");
+  } else if (const size_t at = text.find('='); at != std::string::npos) {
+    flag.name = text.substr(0, at);
+    flag.path = text.substr(at + 1);
+  } else {
+    flag.name = short_model_name(text);
+    flag.path = text;
+  }
+  check(!flag.name.empty() && !flag.path.empty(),
+        "--lora '{}' must be name=folder or {{\"name\": ..., \"path\": ...}}", text);
+  return flag;
+}
+
+void make_room_for_adapters(const std::vector<AdapterFlag>& adapters, EngineOptions* options) {
+  constexpr int64_t kUsualRank = 16;
+  int64_t rank = kUsualRank;
+  for (const AdapterFlag& flag : adapters) {
+    for (const auto& [path, w] : read_adapter(flag.path).layers) rank = std::max(rank, w.a.size(0));
+  }
+  const auto count = static_cast<int64_t>(adapters.size());
+  if (options->max_loras == 0) options->max_loras = std::max<int64_t>(count, 1);
+  check(count <= options->max_loras, "{} adapters are given, --max_loras is {}", count,
+        options->max_loras);
+  if (options->max_lora_rank == 0) options->max_lora_rank = rank;
 }
 
 void ModelFlags::declare_seed(ArgParser& parser) {

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "base/args.h"
 #include "engine/engine.h"
@@ -47,6 +48,7 @@ struct ModelFlags {
   int64_t threads = 0;
   int64_t seed = 0;
   bool quiet = false;
+  std::string adapter;  // folder
   EngineOptions engine;
 
   // Which model: --model, --tokenizer, --chat_template, --threads and the hub's flags.
@@ -55,6 +57,8 @@ struct ModelFlags {
   // too.
   void declare_model(ArgParser& parser, bool positional);
   void declare_engine(ArgParser& parser);
+  // --lora of one adapter for everything (run, chat).
+  void declare_adapter(ArgParser& parser);
   // --seed, where sampling flags do not have one of their own.
   void declare_seed(ArgParser& parser);
 
@@ -73,6 +77,17 @@ struct ModelFlags {
 // "cpu", "cuda", or "auto": the first GPU where this build and machine have one, which is logged
 // where they have none. Throws Error for a "cuda" that is not there.
 Device choose_device(const std::string& name);
+
+// "name=folder", "folder" (named by its last part) or {"name": …, "path": …} of --lora.
+struct AdapterFlag {
+  std::string name;
+  std::string path;
+};
+// Throws Error naming the flag.
+AdapterFlag parse_adapter(const std::string& text);
+// Room for these adapters: max_loras and max_lora_rank where they are 0. Reads their ranks.
+void make_room_for_adapters(const std::vector<AdapterFlag>& adapters, EngineOptions* options);
+
 // Where quickstart.sh puts the default model: $XDG_CACHE_HOME/reft/models, else
 // ~/.cache/reft/models.
 std::string default_model_path();

@@ -31,6 +31,7 @@ struct RunOptions {
     parser.positional_rest("PROMPT", &words, "The prompt.");
     model.declare_model(parser, false);
     model.declare_engine(parser);
+    model.declare_adapter(parser);
     sampling.declare(parser);
     parser.group("Prompt");
     parser.add("system", &system, "System prompt.", {"s"});
@@ -65,7 +66,8 @@ struct RunOptions {
       ids = encode_chat(serving, messages);
     }
     const SamplingParams params = sampling.resolve(parser, serving.loaded.generation_config);
-    Engine engine(std::move(serving.loaded), serving.tokenizer, model.engine);
+    const std::unique_ptr<Engine> local = make_local_engine(serving, model);
+    Engine& engine = *local;
     const GenerationResult result =
         generate(engine, std::move(ids), params, [](const std::string& text) {
           std::fwrite(text.data(), 1, text.size(), stdout);

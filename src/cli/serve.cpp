@@ -22,14 +22,31 @@ struct ServeOptions {
 
   ModelFlags model;
   ServerOptions server;
+  std::vector<std::string> lora;
+  bool enable_lora = false;
   int64_t port = 8888;
   int64_t max_body_mb = 64;
   std::string log_level = "info";
+
+  ServeOptions() { model.engine.max_lora_rank = 0; }
 
   void declare(ArgParser& parser) {
     model.declare_model(parser, true);
     model.declare_engine(parser);
     model.declare_seed(parser);
+    parser.group("Adapters");
+    parser.add("lora", &lora,
+               "name=folder of a LoRA adapter, repeatable: requests name it as their model. Also "
+               "{\"name\": ..., \"path\": ...}.",
+               {"lora_modules"});
+    parser.add("enable_lora", &enable_lora, "Keep room for adapters that come later.");
+    parser.add("max_loras", &model.engine.max_loras,
+               "Adapters that can be loaded at a time; 0: as many as --lora names.");
+    parser.add("max_lora_rank", &model.engine.max_lora_rank,
+               "Highest rank of an adapter; 0: 16, or the highest that --lora names.");
+    parser.add("allow_runtime_lora_updating", &server.allow_runtime_lora_updating,
+               "Allow /v1/load_lora_adapter and /v1/unload_lora_adapter, which read folders of "
+               "this machine; VLLM_ALLOW_RUNTIME_LORA_UPDATING is read too.");
     parser.group("Server");
     parser.add("host", &server.host, "Address to listen on.");
     parser.add("port", &port, "Port to listen on; 0 takes a free one.", {"p"});
@@ -120,7 +137,20 @@ struct ServeOptions {
     name_model(serving.path);
     server.chat_template = serving.chat_template;
     model.engine.seed = static_cast<uint64_t>(model.seed);
+    std::vector<AdapterFlag> adapters;
+    for (const std::string& text : lora) adapters.push_back(parse_adapter(text));
+    const char* updating = std::getenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING");
+    if (updating != nullptr &&
+        (std::string_view(updating) == "1" || std::string_view(updating) == "True" ||
+         std::string_view(updating) == "true")) {
+      server.allow_runtime_lora_updating = true;
+    }
+    if (!adapters.empty() || enable_lora || model.engine.max_loras > 0 ||
+        server.allow_runtime_lora_updating) {
+      make_room_for_adapters(adapters, &model.engine);
+    }
     Engine engine(std::move(serving.loaded), serving.tokenizer, model.engine);
+    for (const AdapterFlag& flag : adapters) engine.load_adapter(flag.name, flag.path);
     listen_and_serve(engine, serving.tokenizer, start);
     return 0;
   }

@@ -2,8 +2,10 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <charconv>
 #include <csignal>
 #include <cstdio>
+#include <sstream>
 
 #include "base/log.h"
 #include "cli/command.h"
@@ -40,6 +42,37 @@ class StopSignals {
   struct sigaction old_term_ = {}, old_int_ = {};
 };
 
+// "a,b" is two items, as in LLaMA-Factory's flags.
+std::vector<std::string> split_commas(const std::vector<std::string>& items) {
+  std::vector<std::string> out;
+  for (const std::string& item : items) {
+    std::istringstream parts(item);
+    for (std::string part; std::getline(parts, part, ',');) {
+      std::erase(part, ' ');
+      if (!part.empty()) out.push_back(part);
+    }
+  }
+  return out;
+}
+
+// "3" and "5-9".
+std::vector<int64_t> parse_layers(const std::vector<std::string>& items) {
+  std::vector<int64_t> out;
+  for (const std::string& item : split_commas(items)) {
+    int64_t first = -1, last = -1;
+    const char* end = item.data() + item.size();
+    auto parsed = std::from_chars(item.data(), end, first);
+    last = first;
+    if (parsed.ec == std::errc() && parsed.ptr != end && *parsed.ptr == '-')
+      parsed = std::from_chars(parsed.ptr + 1, end, last);
+    check(parsed.ec == std::errc() && parsed.ptr == end && first >= 0 && first <= last &&
+              last < 100000,
+          "--lora_layers: '{}' is neither a layer (3) nor a range (5-9)", item);
+    for (; first <= last; ++first) out.push_back(first);
+  }
+  return out;
+}
+
 struct TrainOptions {
   static constexpr const char* kName = "train";
   static constexpr const char* kSummary = "pre-train or fine-tune a model";
@@ -56,7 +89,7 @@ struct TrainOptions {
   std::string schedule = "cosine", decay_shape = "linear";
   std::string nan_policy = "abort", spike_policy = "apply";
   std::string checkpointing = "none", shard_size = "5GB", log_level = "info";
-  std::vector<std::string> datasets;
+  std::vector<std::string> datasets, lora_layers;
   bool use_bf16 = false, dry_run = false;
   int64_t tensor_parallels = 1, pipeline_parallels = 1, data_parallels = 1;
   int64_t nodes = 1, gpus_per_node = 1, seed = 0;
@@ -89,7 +122,10 @@ struct TrainOptions {
     parser.group("Method");
     parser.add("stage", &stage, "pt learns texts, sft the answers of conversations.");
     parser.add("fine_tuning_type", &fine_tuning,
-               "full trains all parameters, freeze some of the layers.", {"finetuning_type"});
+               "full trains all parameters, freeze some of the layers, lora low-rank adapters "
+               "beside the frozen weights, qlora such on 4-bit weights.",
+               {"finetuning_type"});
+    parser.choices("fine_tuning_type", {"full", "freeze", "lora", "qlora"});
     parser.add("load_pretrained", &trainer.load_pretrained,
                "Begin with the model's weights; --no-load_pretrained: with random ones.");
     parser.add("dtype", &dtype,
@@ -102,6 +138,7 @@ struct TrainOptions {
                "freeze: modules of these layers (self_attn, mlp ...); all without it.");
     parser.add("freeze_extra_modules", &trainer.freeze.extra_modules,
                "freeze: modules beside the layers (embed_tokens, lm_head, norm).");
+    declare_lora(parser);
     parser.add("device", &device, "Where to train.");
     parser.choices("device", {"auto", "cpu", "cuda"});
     for (const auto& [name, value] :
@@ -112,6 +149,33 @@ struct TrainOptions {
       parser.add(name, value, "Only 1 so far: one process trains.");
     }
     parser.ignored("block_size", "training keeps no KV cache");
+  }
+
+  void declare_lora(ArgParser& parser) {
+    LoraOptions& lora = trainer.lora;
+    parser.add("lora_rank", &lora.rank, "lora: rows of A.", {"lora_r"});
+    parser.add("lora_alpha", &lora.alpha, "lora: the scale is alpha / rank; 0: 2 x rank.");
+    parser.add("lora_dropout", &lora.dropout, "lora: share of A's input that becomes 0.");
+    parser.add("lora_target", &lora.targets,
+               "lora: modules with an adapter (q_proj, down_proj ...); all: every linear module of "
+               "the layers.",
+               {"lora_target_modules"});
+    parser.add("lora_layers", &lora_layers,
+               "lora: numbers of the layers with adapters, such as 0,5,20-29; all without it.",
+               {"layers_to_transform"});
+    parser.add("use_rslora", &lora.use_rslora, "lora: the scale is alpha / sqrt(rank).");
+    parser.add("use_dora", &lora.use_dora, "lora: learn the lengths of the rows too (DoRA).");
+    parser.add("loraplus_lr_ratio", &lora.loraplus_lr_ratio,
+               "lora: B's learning rate over A's (LoRA+); 0: the same.");
+    parser.add("additional_target", &lora.additional_targets,
+               "lora: modules that are trained whole and saved with the adapter (embed_tokens, "
+               "lm_head, norm).",
+               {"modules_to_save"});
+    parser.add("adapter_name_or_path", &lora.adapter,
+               "lora: folder of an adapter to go on from, PEFT's or reft's; its settings count.");
+    parser.add("quantization_bit", &lora.quantization_bit,
+               "lora: round plain weights to 4 (Q4_1) or 8 (Q8_0) bits at load; 0: as they are, "
+               "with qlora 4.");
   }
 
   void declare_data(ArgParser& parser) {
@@ -193,6 +257,8 @@ struct TrainOptions {
     parser.add("activation_checkpointing", &checkpointing,
                "full keeps the input of each layer alone and computes the rest again.");
     parser.choices("activation_checkpointing", {"none", "full"});
+    parser.add("neftune_noise_alpha", &trainer.neftune_noise_alpha,
+               "Size of the noise on the embeddings (NEFTune), 5 to 15; 0: none.");
   }
 
   void declare_output(ArgParser& parser) {
@@ -238,6 +304,9 @@ struct TrainOptions {
     TrainerOptions& t = trainer;
     t.encoder.stage = parse_stage(stage);
     t.fine_tuning = parse_fine_tuning(fine_tuning);
+    t.lora.targets = split_commas(t.lora.targets);
+    t.lora.additional_targets = split_commas(t.lora.additional_targets);
+    t.lora.layers = parse_layers(lora_layers);
     t.dtype = use_bf16 ? "bfloat16" : dtype;
     t.loader.mix.text_unit = parse_text_unit(text_unit);
     t.loader.mix.seed = static_cast<uint64_t>(seed);
@@ -256,7 +325,8 @@ struct TrainOptions {
     t.guard.on_spike = parse_guard_action(spike_policy, "spike_policy");
     t.recompute = parse_recompute(checkpointing);
     t.max_shard_bytes = parse_byte_size(shard_size, "max_shard_size");
-    t.device = choose_device(device);
+    // Adapters are there on the CPU alone so far.
+    t.device = is_lora(t.fine_tuning) && device == "auto" ? kCpuDevice : choose_device(device);
     t.model_path = model.resolve_path();
     t.tokenizer_path = model.tokenizer;
   }

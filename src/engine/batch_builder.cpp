@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "engine/lora_slots.h"
 #include "engine/packed_batch.h"
 
 namespace reft {
@@ -28,6 +29,7 @@ void compact(StepPlan& plan) {
       keep(plan.token_ids, begin, end, tokens);
       keep(plan.positions, begin, end, tokens);
       keep(plan.slots, begin, end, tokens);
+      keep(plan.adapters, begin, end, tokens);
       const auto b = static_cast<int64_t>(i);
       keep(plan.context_len, b, b + 1, kept);
       keep(plan.block_table, b * plan.table_width, (b + 1) * plan.table_width,
@@ -50,6 +52,7 @@ void compact(StepPlan& plan) {
   plan.token_ids.resize(static_cast<size_t>(tokens));
   plan.positions.resize(static_cast<size_t>(tokens));
   plan.slots.resize(static_cast<size_t>(tokens));
+  plan.adapters.resize(static_cast<size_t>(tokens));
   plan.query_start.resize(static_cast<size_t>(kept + 1));
   plan.context_len.resize(static_cast<size_t>(kept));
   plan.block_table.resize(static_cast<size_t>(kept * plan.table_width));
@@ -75,6 +78,7 @@ void build_batch(StepPlan& plan, int64_t block_size) {
   plan.token_ids.resize(static_cast<size_t>(plan.num_tokens));
   plan.positions.resize(plan.token_ids.size());
   plan.slots.resize(plan.token_ids.size());
+  plan.adapters.assign(plan.token_ids.size(), -1);
   plan.query_start.assign(1, 0);
   plan.context_len.clear();
   plan.logit_rows.clear();
@@ -99,6 +103,8 @@ void build_batch(StepPlan& plan, int64_t block_size) {
       plan.slots[static_cast<size_t>(t)] =
           static_cast<int32_t>(block * block_size + position % block_size);
     }
+    if (const auto& adapter = sequence.request->adapter; adapter != nullptr)
+      std::fill_n(plan.adapters.begin() + begin, s.num_tokens, adapter->slot);
     const int64_t context = s.first + s.num_tokens;
     std::copy_n(sequence.blocks.begin(), (context + block_size - 1) / block_size, table);
     table += plan.table_width;
@@ -145,6 +151,8 @@ Batch make_batch(StepPlan& plan, Device device) {
   batch.attention.max_query_len = plan.max_query_len;
   batch.attention.max_context_len = plan.max_context_len;
   batch.logit_rows = wrap(plan.logit_rows, {static_cast<int64_t>(plan.logit_rows.size())});
+  if (std::ranges::any_of(plan.adapters, [](int32_t slot) { return slot >= 0; }))
+    batch.adapters = wrap(plan.adapters, {num_tokens});
   return device == kCpuDevice ? batch : move_packed(batch, device);
 }
 

@@ -20,12 +20,13 @@ Tensor unowned(const Tensor& t) {
 }  // namespace
 
 DecodeGraphs::DecodeGraphs(CausalLmModel& model, KvCache& cache, Device device,
-                           int64_t max_sequences, int64_t max_len)
+                           int64_t max_sequences, int64_t max_len, bool adapters)
     : model_(model),
       cache_(cache),
       device_(device),
       max_len_(max_len),
-      table_width_((max_len + cache.block_size() - 1) / cache.block_size()) {
+      table_width_((max_len + cache.block_size() - 1) / cache.block_size()),
+      adapters_(adapters) {
   for (int64_t size : {1, 2, 4}) {
     if (size < max_sequences) sizes_.push_back(size);
   }
@@ -38,7 +39,8 @@ BatchSizes DecodeGraphs::sizes_for(int64_t sequences) const {
   return {.tokens = sequences,
           .sequences = sequences,
           .table_width = table_width_,
-          .logit_rows = sequences};
+          .logit_rows = sequences,
+          .adapters = adapters_};
 }
 
 std::unique_ptr<DecodeGraphs::Recorded> DecodeGraphs::record(int64_t sequences) {
@@ -57,6 +59,7 @@ std::unique_ptr<DecodeGraphs::Recorded> DecodeGraphs::record(int64_t sequences) 
   // A step of padding only, so that what a library sets up on first use is not recorded: no
   // sequence has keys, and nothing is written to the cache.
   r->batch.slots.copy_from(Tensor::from_vector(std::vector<int32_t>(static_cast<size_t>(n), -1)));
+  if (adapters_) r->batch.adapters.copy_from(r->batch.slots);
   body();
   r->graph = record_graph(device_, body);
   r->logits = unowned(r->logits);
@@ -74,15 +77,19 @@ DecodeGraphs::Recorded& DecodeGraphs::recorded_for(int64_t sequences) {
 Tensor DecodeGraphs::forward(Batch& host, const Tensor& previous) {
   const int64_t given = host.num_sequences();
   Recorded& r = recorded_for(given);
+  if (adapters_ && !host.adapters.defined()) {
+    host.adapters = Tensor::from_vector(std::vector<int32_t>(static_cast<size_t>(given), -1));
+  }
   Batch sent = move_packed(host, device_);
-  // Padding has no keys (context_len 0), writes none (slot −1), and its logits are not looked at.
+  // Padding has no keys (context_len 0), writes none (slot −1), has no adapter (−1), and its logits
+  // are not looked at.
   std::vector<RowsCopy> copies;
   const auto from = arrays_of(sent);
   const auto to = arrays_of(r.batch);
   for (size_t i = 0; i < to.size(); ++i) {
     if (to[i] == &r.batch.attention.query_start) continue;  // 0, 1, 2 … for every step
     RowsCopy copy{.to = *to[i], .from = *from[i]};
-    if (to[i] == &r.batch.slots) copy.fill = -1;
+    if (to[i] == &r.batch.slots || to[i] == &r.batch.adapters) copy.fill = -1;
     if (to[i] == &r.batch.token_ids) copy.values = previous;
     copies.push_back(std::move(copy));
   }

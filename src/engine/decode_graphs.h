@@ -16,10 +16,11 @@ namespace reft {
 // Compute thread only.
 class DecodeGraphs {
  public:
-  // `max_sequences` and `max_len` bound what is recorded. Records the largest step, whose
-  // temporaries serve the others; they are recorded when they first come.
+  // `max_sequences` and `max_len` bound what is recorded; `adapters`: batches may have some.
+  // Records the largest step, whose temporaries serve the others; they are recorded when they first
+  // come.
   DecodeGraphs(CausalLmModel& model, KvCache& cache, Device device, int64_t max_sequences,
-               int64_t max_len);
+               int64_t max_len, bool adapters = false);
 
   // Logits [B, V] of a batch of one token per sequence whose rows are all wanted; the arrays of
   // `host` lie on the CPU. A token id −1 − r stands for previous[r], which is on the device.
@@ -45,6 +46,7 @@ class DecodeGraphs {
   Device device_;
   int64_t max_len_;
   int64_t table_width_;
+  bool adapters_;
   std::vector<int64_t> sizes_;  // 1, 2, 4, 8, 16, 24 … 256, 288 … max_sequences
   std::map<int64_t, std::unique_ptr<Recorded>> recorded_;
 };

@@ -146,6 +146,10 @@ struct Engine::State {
         scheduler(scheduler_options(options, model.model->info().vocab_size), pool,
                   options.enable_prefix_caching ? &prefixes : nullptr,
                   options.enable_prefix_caching ? &hasher : nullptr),
+        adapters(options.max_loras > 0
+                     ? std::make_unique<LoraSlots>(*model.model, device, options.max_loras,
+                                                   options.max_lora_rank)
+                     : nullptr),
         recorder(plan.num_blocks),
         output(
             tokenizer,
@@ -164,7 +168,7 @@ struct Engine::State {
   std::unique_ptr<DecodeGraphs> make_graphs() {
     if (options.enforce_eager || !has_op_graphs(device)) return nullptr;
     return std::make_unique<DecodeGraphs>(*model.model, cache, device, options.max_num_seqs,
-                                          options.max_model_len);
+                                          options.max_model_len, adapters != nullptr);
   }
 
   ~State() {
@@ -239,7 +243,8 @@ struct Engine::State {
   bool distrusts_prefixes = false;  // blocks that a failed step was to write were freed before
   int failures_in_a_row = 0;
 
-  StatsRecorder recorder;  // thread-safe
+  std::unique_ptr<LoraSlots> adapters;  // thread-safe; null: none are served
+  StatsRecorder recorder;               // thread-safe
   OutputProcessor output;
   Runner runner;
   std::thread thread;
@@ -308,6 +313,16 @@ void Engine::State::submit(GenerationRequest&& request) {
             options.max_model_len, prompt_len, options.max_model_len - 1),
         "prompt", 400, "context_length_exceeded");
   }
+  ServedAdapterPtr adapter;
+  if (!request.adapter.empty()) {
+    adapter = adapters != nullptr ? adapters->find(request.adapter) : nullptr;
+    if (adapter == nullptr) {
+      throw RequestError(
+          fmt::format("the model '{}' does not exist", request.adapter.substr(0, 200)), "model",
+          404, "model_not_found");
+    }
+    request.cache_salt += fmt::format("{}adapter {}", '\0', adapter->number);
+  }
   {
     std::lock_guard lock(mutex);
     refuse_if_full(request.id);  // before the work
@@ -316,6 +331,7 @@ void Engine::State::submit(GenerationRequest&& request) {
   state->id = std::move(request.id);
   state->priority = request.priority;
   state->cache_salt = std::move(request.cache_salt);
+  state->adapter = std::move(adapter);
   state->on_update = std::move(request.on_update);
   state->setup =
       std::make_shared<const SamplingSetup>(std::move(request.params), std::move(request.prompt),
@@ -463,6 +479,7 @@ void Engine::State::loop() {
       --in_flight;
       recovering |= done->failed;
       take(*done);
+      done->clear();  // lets go of requests, and of their adapters
       spare_plans.push_back(std::move(done));
     }
     // A cancelled step samples nothing: none that counts on its tokens may follow it, and what it
@@ -620,6 +637,23 @@ void Engine::State::publish(Clock::time_point now) {
 Engine::Engine(LoadedModel model, std::shared_ptr<const Tokenizer> tokenizer, EngineOptions options)
     : state_(std::make_unique<State>(std::move(model), std::move(tokenizer), std::move(options))) {}
 Engine::~Engine() = default;
+
+void Engine::load_adapter(const std::string& name, const std::string& folder) {
+  check(state_->adapters != nullptr, "adapters are not served: start with --enable_lora");
+  const ServedAdapterPtr adapter = state_->adapters->load(name, folder);
+  log_info("Engine", "Adapter '{}' of rank {} loaded from {}", name, adapter->rank, folder);
+}
+bool Engine::unload_adapter(const std::string& name) {
+  const bool found = state_->adapters != nullptr && state_->adapters->unload(name);
+  if (found) log_info("Engine", "Adapter '{}' removed", name);
+  return found;
+}
+std::vector<ServedAdapterPtr> Engine::adapters() const {
+  return state_->adapters != nullptr ? state_->adapters->list() : std::vector<ServedAdapterPtr>();
+}
+ServedAdapterPtr Engine::find_adapter(const std::string& name) const {
+  return state_->adapters != nullptr ? state_->adapters->find(name) : nullptr;
+}
 
 void Engine::submit(GenerationRequest request) { state_->submit(std::move(request)); }
 void Engine::abort(const std::string& request_id) { state_->abort(request_id); }

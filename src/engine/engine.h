@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/lora_slots.h"
 #include "engine/metrics.h"
 #include "engine/request.h"
 #include "models/model.h"
@@ -41,8 +42,10 @@ struct EngineOptions {
   bool enable_chunked_prefill = true;
   std::string scheduling_policy = "fcfs";  // fcfs | priority
   int64_t max_queued_requests =
-      0;              // waiting requests beyond which submit is refused with 503; 0: no limit
-  uint64_t seed = 0;  // for requests without one
+      0;                  // waiting requests beyond which submit is refused with 503; 0: no limit
+  uint64_t seed = 0;      // for requests without one
+  int64_t max_loras = 0;  // adapters that can be loaded at a time; 0: none
+  int64_t max_lora_rank = 16;  // of these
 };
 
 class Engine {
@@ -53,8 +56,17 @@ class Engine {
   Engine(LoadedModel model, std::shared_ptr<const Tokenizer> tokenizer, EngineOptions options);
   ~Engine();  // aborts what runs
 
-  // Throws RequestError: invalid parameters, an empty prompt, ids outside the vocabulary, a prompt
-  // longer than the context (param "prompt", the message with both numbers), a full queue (503).
+  // Makes the adapter in `folder` one that requests can name; any thread, while others run. Throws
+  // Error: see LoraSlots::load, and without max_loras.
+  void load_adapter(const std::string& name, const std::string& folder);
+  // False when there is none of that name. Requests that run keep it.
+  bool unload_adapter(const std::string& name);
+  std::vector<ServedAdapterPtr> adapters() const;
+  ServedAdapterPtr find_adapter(const std::string& name) const;  // null: none
+
+  // Throws RequestError: an adapter that is not loaded (404), invalid parameters, an empty prompt,
+  // ids outside the vocabulary, a prompt longer than the context (param "prompt", the message with
+  // both numbers), a full queue (503).
   void submit(GenerationRequest request);
   // Ends a request with kAbort and frees its blocks at once. Unknown ids are ignored.
   void abort(const std::string& request_id);

@@ -285,7 +285,8 @@ struct Call {
   SamplingParams params;
   std::string salt = {};
   int64_t priority = 0;
-  std::string id = {};  // empty: a fresh one
+  std::string id = {};       // empty: a fresh one
+  std::string adapter = {};  // empty: none
 };
 
 inline CollectorPtr start(Engine& engine, const Call& call) {
@@ -296,6 +297,7 @@ inline CollectorPtr start(Engine& engine, const Call& call) {
   request.prompt = call.prompt;
   request.params = call.params;
   request.cache_salt = call.salt;
+  request.adapter = call.adapter;
   request.priority = call.priority;
   request.on_update = [collector](GenerationUpdate&& update) { collector->add(std::move(update)); };
   engine.submit(std::move(request));

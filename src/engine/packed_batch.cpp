@@ -8,17 +8,20 @@ constexpr int64_t kAlign = 4;  // int32s in 16 bytes
 int64_t padded(int64_t n) { return (n + kAlign - 1) / kAlign * kAlign; }
 
 // In the order of arrays_of.
-std::array<Shape, 7> shapes_of(const BatchSizes& s) {
-  return {Shape{s.tokens},        Shape{s.tokens},    Shape{s.tokens},
-          Shape{s.sequences + 1}, Shape{s.sequences}, Shape{s.sequences, s.table_width},
-          Shape{s.logit_rows}};
+std::vector<Shape> shapes_of(const BatchSizes& s) {
+  std::vector<Shape> shapes = {Shape{s.tokens},    Shape{s.tokens},
+                               Shape{s.tokens},    Shape{s.sequences + 1},
+                               Shape{s.sequences}, Shape{s.sequences, s.table_width},
+                               Shape{s.logit_rows}};
+  if (s.adapters) shapes.emplace_back(Shape{s.tokens});
+  return shapes;
 }
 
 }  // namespace
 
 BatchSizes sizes_of(const Batch& batch) {
   return {batch.num_tokens(), batch.num_sequences(), batch.attention.block_table.size(1),
-          batch.num_logit_rows()};
+          batch.num_logit_rows(), batch.adapters.defined()};
 }
 
 int64_t packed_size(const BatchSizes& sizes) {
@@ -29,7 +32,8 @@ int64_t packed_size(const BatchSizes& sizes) {
 
 Batch view_packed(const Tensor& block, const BatchSizes& sizes) {
   Batch batch;
-  const auto arrays = arrays_of(batch);
+  std::vector<Tensor*> arrays = arrays_of(batch);
+  if (sizes.adapters) arrays.push_back(&batch.adapters);
   const auto shapes = shapes_of(sizes);
   int64_t at = 0;
   for (size_t i = 0; i < arrays.size(); ++i) {
@@ -53,14 +57,16 @@ Batch move_packed(Batch& batch, Device device) {
   return moved;
 }
 
-std::array<Tensor*, 7> arrays_of(Batch& batch) {
-  return {&batch.token_ids,
-          &batch.positions,
-          &batch.slots,
-          &batch.attention.query_start,
-          &batch.attention.context_len,
-          &batch.attention.block_table,
-          &batch.logit_rows};
+std::vector<Tensor*> arrays_of(Batch& batch) {
+  std::vector<Tensor*> arrays = {&batch.token_ids,
+                                 &batch.positions,
+                                 &batch.slots,
+                                 &batch.attention.query_start,
+                                 &batch.attention.context_len,
+                                 &batch.attention.block_table,
+                                 &batch.logit_rows};
+  if (batch.adapters.defined()) arrays.push_back(&batch.adapters);
+  return arrays;
 }
 
 }  // namespace reft

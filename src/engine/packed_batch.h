@@ -1,7 +1,7 @@
 // The arrays of a batch end to end in one block of memory, so that one copy moves them all.
 #pragma once
 
-#include <array>
+#include <vector>
 
 #include "nn/batch.h"
 
@@ -12,6 +12,7 @@ struct BatchSizes {
   int64_t sequences = 0;
   int64_t table_width = 0;
   int64_t logit_rows = 0;
+  bool adapters = false;
 };
 
 BatchSizes sizes_of(const Batch& batch);
@@ -25,7 +26,7 @@ Batch view_packed(const Tensor& block, const BatchSizes& sizes);
 // A copy on `device`, moved as one block.
 Batch move_packed(Batch& batch, Device device);
 
-// All arrays, in the order in which they lie in a block.
-std::array<Tensor*, 7> arrays_of(Batch& batch);
+// All arrays that the batch has, in the order in which they lie in a block.
+std::vector<Tensor*> arrays_of(Batch& batch);
 
 }  // namespace reft

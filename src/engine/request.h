@@ -100,6 +100,7 @@ struct GenerationRequest {
   SamplingParams params;
   int64_t priority = 0;    // with the priority policy: lower runs first
   std::string cache_salt;  // prefixes are only shared among equal salts
+  std::string adapter;     // name of a loaded adapter (Engine::load_adapter); empty: none
   // Called from the engine's output thread, in order, the last with a finish_reason for each index.
   // Must not block or call back into the engine (abort excepted).
   std::function<void(GenerationUpdate&&)> on_update;

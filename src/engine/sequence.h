@@ -16,12 +16,14 @@ namespace reft {
 using Clock = std::chrono::steady_clock;
 
 struct RequestOutputs;  // output_processor.cpp
+struct ServedAdapter;   // lora_slots.h
 
 // A submitted request. Immutable once queued.
 struct RequestState {
   std::string id;
   int64_t priority = 0;
-  std::string cache_salt;
+  std::string cache_salt;                        // the adapter's number included
+  std::shared_ptr<const ServedAdapter> adapter;  // null: none
   std::function<void(GenerationUpdate&&)> on_update;
   std::shared_ptr<const SamplingSetup> setup;
   std::vector<BlockHash>
@@ -97,6 +99,7 @@ struct StepPlan {
   std::vector<int32_t> token_ids;
   std::vector<int32_t> positions;
   std::vector<int32_t> slots;
+  std::vector<int32_t> adapters;  // −1 where a token has none
   std::vector<int32_t> query_start;
   std::vector<int32_t> context_len;
   std::vector<int32_t> block_table;  // rows of `table_width`

@@ -14,6 +14,7 @@
 #include "models/model.h"
 #include "models/parameter_loading.h"
 #include "tensor/allocator.h"
+#include "tensor/dequantize.h"
 #include "tensor/safetensors.h"
 
 namespace reft {
@@ -226,6 +227,21 @@ DType stored_dtype(const CheckpointReader& reader, const CanonicalNames& names) 
   return DType::kF32;
 }
 
+// A matrix of floats, each row in whole blocks.
+Tensor to_blocks(const Tensor& matrix, DType format) {
+  const Tensor from = matrix.contiguous();
+  const int64_t rows = from.size(0), k = from.size(1);
+  Tensor blocks = Tensor::empty(from.shape(), format);
+  compute_pool().parallel_for(rows, 16, [&](int64_t begin, int64_t end) {
+    std::vector<float> row(static_cast<size_t>(k));
+    for (int64_t i = begin; i < end; ++i) {
+      dequantize_row(from.dtype(), from.raw() + i * row_bytes(from.dtype(), k), row.data(), k);
+      quantize_row(format, row.data(), blocks.raw() + i * row_bytes(format, k), k);
+    }
+  });
+  return blocks;
+}
+
 }  // namespace
 
 void load_parameters(Module& model, const CheckpointReader* reader,
@@ -276,6 +292,12 @@ void load_parameters(Module& model, const CheckpointReader* reader,
       const bool matrix = tensor.dims() > 1 && is_float(tensor.dtype());
       // A module is trained as a whole or not at all; blocks become floats then.
       const bool plain = tensor.dims() > 1 && trainable;
+      if (plan.quantize && matrix && !plain &&
+          is_quantized_at_load(name, tensor.shape(), *plan.quantize)) {
+        parameter.set(to_blocks(tensor, *plan.quantize));
+        bar.advance();
+        continue;
+      }
       parameter.set((matrix && plan.convert) || plain ? tensor.to(plan.compute) : tensor);
       bar.advance();
     }
@@ -328,6 +350,11 @@ void request_quantization(CausalLmModel& model, const QuantizedTensors& quantize
 }
 
 }  // namespace
+
+bool is_quantized_at_load(const std::string& name, const Shape& shape, DType format) {
+  return name.starts_with("model.layers.") && shape.dims() == 2 &&
+         shape[1] % dtype_info(format).block_elems == 0;
+}
 
 std::unique_ptr<CausalLmModel> describe_model(const std::string& path, const LoadOptions& options) {
   Source source = open_source(path, options.load_format == "dummy");
@@ -402,7 +429,8 @@ LoadedModel load_model(const std::string& path, const LoadOptions& options) {
                    .quantized = &*quantized,
                    .convert = !(as_stored && source.gguf),
                    .device = options.device,
-                   .seed = options.seed},
+                   .seed = options.seed,
+                   .quantize = options.quantize},
                   options.quiet);
   // What stays of the file are the embedding's rows, where no packed form holds them.
   if (source.reader) source.reader->release_pages();

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -79,7 +80,13 @@ struct LoadOptions {
   // Says by its Hugging Face name which parameters are to be trained (see Parameter in
   // nn/module.h); the modules of all others are packed for speed. Empty: none.
   std::function<bool(const std::string& name)> trainable;
+  // A block format that plain matrices of the blocks are rounded to (see is_quantized_at_load), but
+  // those of modules that are trained. With `dtype` float32 they are expanded again.
+  std::optional<DType> quantize;
 };
+
+// Matrices of the decoder blocks whose rows are whole blocks of the format; not embedding and head.
+bool is_quantized_at_load(const std::string& name, const Shape& shape, DType format);
 
 struct LoadedModel {
   std::unique_ptr<CausalLmModel> model;

@@ -36,6 +36,7 @@ struct LoadPlan {
   bool convert;  // plain weights become `compute`; else they stay as the file has them
   Device device;
   uint64_t seed;
+  std::optional<DType> quantize;  // block format of plain matrices (see LoadOptions)
 };
 
 // Sets all parameters and finishes all modules. `reader` null: random weights (load_format dummy).

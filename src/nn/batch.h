@@ -14,6 +14,8 @@ struct Batch {
   Tensor slots;      // [T] int32 KV slot of each token, block * block_size + offset
   AttentionBatch attention;
   Tensor logit_rows;  // [R] int32: tokens whose logits are wanted, increasing
+  Tensor adapters;    // [T] int32 slot of each token's adapter (nn/lora_table.h), −1: none;
+                      // undefined: no token has one
 
   int64_t num_tokens() const { return token_ids.size(0); }
   int64_t num_sequences() const { return attention.context_len.size(0); }

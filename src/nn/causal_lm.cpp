@@ -101,6 +101,7 @@ Tensor CausalLm::token_losses(const Batch& batch, const Tensor& labels,
 }
 
 Tensor CausalLm::forward(const Batch& batch, KvCache& cache, const Tap& tap) const {
+  const AdapterScope adapters(batch.adapters);
   Tensor residual = embed_(batch.token_ids);
   if (tap) tap(0, residual);
   Tensor delta;

@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "nn/lora.h"
+
 namespace reft {
 
 namespace {
@@ -58,12 +60,16 @@ Linear::Linear(Module* parent, std::string name, int64_t in_features, int64_t ou
 
 Linear::Linear(Module* parent, int64_t in_features, const std::vector<Part>& parts, bool bias)
     : Module(parent, ""), in_features_(in_features), has_bias_(bias) {
-  for (const Part& part : parts) add_part(part.name + ".", part.out_features, bias);
+  for (const Part& part : parts) add_part(part.name, part.out_features, bias);
 }
 
-void Linear::add_part(const std::string& prefix, int64_t out_features, bool bias) {
+Linear::~Linear() = default;
+
+void Linear::add_part(const std::string& name, int64_t out_features, bool bias) {
+  const std::string prefix = name.empty() ? "" : name + ".";
   const size_t index = part_weights_.size();
   const int64_t begin = out_features_;
+  parts_.push_back({name, out_features});
   part_weights_.emplace_back();
   part_scales_.emplace_back();
   out_features_ += out_features;
@@ -121,21 +127,55 @@ void Linear::finish_training_group(Group& group, size_t first, size_t last, Devi
   share_rows(group.weight.data, own_parameters(), first * step, step, last * step);
 }
 
-Tensor Linear::operator()(const Tensor& x, DType out_dtype) const {
-  if (groups_.size() == 1) return linear(x, groups_[0].weight, bias_, out_dtype);
+Tensor Linear::product(const Tensor& x, DType out_dtype, const Tensor& bias) const {
+  if (groups_.size() == 1) return linear(x, groups_[0].weight, bias, out_dtype);
   Tensor y = Tensor::empty({x.size(0), out_features_}, out_dtype, x.device());
   for (const Group& group : groups_) {
     const int64_t end = group.begin + group.weight.out_features;
     Tensor columns = y.columns(group.begin, end);
-    const Tensor bias = bias_.defined() ? bias_.rows(group.begin, end) : Tensor();
-    linear_into(columns, x, group.weight, bias);
+    linear_into(columns, x, group.weight, bias.defined() ? bias.rows(group.begin, end) : Tensor());
   }
   return y;
 }
 
+Tensor Linear::operator()(const Tensor& x, DType out_dtype) const {
+  if (lora_ == nullptr) {
+    Tensor y = product(x, out_dtype, bias_);
+    if (const Tensor* slots = AdapterScope::current(); slots != nullptr) {
+      for (const LoraTable& table : tables_) {
+        Tensor columns = y.columns(table.begin, table.end);
+        add_lora_rows(columns, x, *slots, table.stack,
+                      bias_.defined() ? bias_.rows(table.begin, table.end) : Tensor());
+      }
+    }
+    return y;
+  }
+  Tensor y = product(x, out_dtype, lora_->adds_bias() ? Tensor() : bias_);
+  lora_->apply(y, x, bias_, [&](const Tensor& rows) { return product(rows, out_dtype, {}); });
+  return y;
+}
+
 Tensor Linear::gated(const Tensor& x, Activation activation) const {
-  if (groups_.size() == 1) return gated_linear(x, groups_[0].weight, bias_, activation);
+  const bool served = !tables_.empty() && AdapterScope::current() != nullptr;
+  if (groups_.size() == 1 && lora_ == nullptr && !served)
+    return gated_linear(x, groups_[0].weight, bias_, activation);
   return gated_activation((*this)(x), activation);
+}
+
+Tensor Linear::squared_row_norms() const {
+  Tensor sums;
+  for (const Group& group : groups_) {
+    const Tensor part = reft::squared_row_norms(group.weight);
+    if (groups_.size() == 1) return part;
+    if (!sums.defined()) sums = Tensor::empty({out_features_}, DType::kF32, part.device());
+    sums.rows(group.begin, group.begin + part.numel()).copy_from(part);
+  }
+  return sums;
+}
+
+void Linear::set_lora(std::unique_ptr<Lora> lora) {
+  check(lora_ == nullptr, "a linear layer has an adapter already");
+  lora_ = std::move(lora);
 }
 
 int64_t weight_nbytes(const Weight& weight) {

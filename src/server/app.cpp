@@ -109,6 +109,8 @@ App::App(ServeContext& context, boost::asio::thread_pool& workers)
       {"POST", "/tokenize", handle_tokenize, true, Run::kWorker},
       {"POST", "/detokenize", handle_detokenize, true, Run::kWorker},
       {"POST", "/apply_template", handle_apply_template, true, Run::kWorker},
+      {"POST", "/v1/load_lora_adapter", handle_load_adapter, true, Run::kWorker},
+      {"POST", "/v1/unload_lora_adapter", handle_unload_adapter, true, Run::kWorker},
       {"GET", "/v1/models", handle_models, true, Run::kStrand},
       {"GET", "/v1/models/*", handle_model, true, Run::kStrand},
       {"GET", "/metrics", handle_metrics, true, Run::kWorker},

@@ -51,6 +51,7 @@ void Generation::start(std::vector<std::vector<int32_t>> prompts) {
     // seed: that is what a seed means, so it stays as it is.
     request.priority = fields_.priority;
     request.cache_salt = fields_.cache_salt;
+    request.adapter = fields_.adapter;
     // The engine may keep the function longer than the request: the last update lets go of the
     // generation.
     request.on_update = [self = std::shared_ptr<Generation>(self), i,

@@ -19,6 +19,8 @@ void handle_tokenize(ServeContext& context, const std::shared_ptr<Exchange>& exc
 void handle_detokenize(ServeContext& context, const std::shared_ptr<Exchange>& exchange);
 void handle_apply_template(ServeContext& context, const std::shared_ptr<Exchange>& exchange);
 
+void handle_load_adapter(ServeContext& context, const std::shared_ptr<Exchange>& exchange);
+void handle_unload_adapter(ServeContext& context, const std::shared_ptr<Exchange>& exchange);
 void handle_models(ServeContext& context, const std::shared_ptr<Exchange>& exchange);
 void handle_model(ServeContext& context, const std::shared_ptr<Exchange>& exchange);
 void handle_health(ServeContext& context, const std::shared_ptr<Exchange>& exchange);

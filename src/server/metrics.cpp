@@ -130,6 +130,19 @@ void print_text(Printer& print, const Engine& engine) {
                          options.enable_prefix_caching ? "True" : "False",
                          escape_label(options.kv_cache_dtype), options.gpu_memory_utilization),
              1);
+  if (options.max_loras > 0) {
+    std::string running;
+    for (const ServedAdapterPtr& adapter : engine.adapters()) {
+      // The list and this copy hold it: more are requests.
+      if (adapter.use_count() > 2) running += (running.empty() ? "" : ",") + adapter->name;
+    }
+    print.head("vllm:lora_requests_info", "Adapters that requests use.", "gauge");
+    print.line(
+        "vllm:lora_requests_info",
+        fmt::format("running_lora_adapters=\"{}\",waiting_lora_adapters=\"\",max_lora=\"{}\"",
+                    escape_label(running), options.max_loras),
+        1);
+  }
 }
 
 void print_speech(Printer& print, const SpeechStats& stats) {

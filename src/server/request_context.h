@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -31,6 +32,7 @@ struct RequestContext {
   int64_t max_n = 1024;
   int64_t max_logprobs = 20;  // −1: the vocabulary
   std::vector<std::string> model_names;
+  std::function<bool(const std::string& name)> is_adapter;  // whether one is loaded; may be empty
   SamplingDefaults defaults;
   std::shared_ptr<const Tokenizer> tokenizer;
   std::shared_ptr<const ChatTemplate> chat_template;
@@ -41,11 +43,14 @@ struct RequestContext {
   std::string response_role = "assistant";
 
   // The name to answer with, the first of model_names (as vLLM), for each of them, for none and for
-  // an empty one. Throws RequestError 404 for a name that is not served.
+  // an empty one; of an adapter its own. Throws RequestError 404 for a name that is not served.
   std::string resolve_model(const std::optional<std::string>& name) const;
   // The tokenizer; throws RequestError 400 when there is none.
   const Tokenizer& require_tokenizer() const;
 };
+
+// Throws Error when the base model is served under that name.
+void check_adapter_name(const std::string& name, const RequestContext& context);
 
 // `generation_config` as the model's file has it; wrong types are ignored with a warning.
 SamplingDefaults read_sampling_defaults(const Json& generation_config);

@@ -18,7 +18,9 @@ void answer(const std::shared_ptr<Exchange>& exchange, std::string body) {
   exchange->respond(std::move(response));
 }
 
-std::string model_object(const ServeContext& context, const std::string& name) {
+// `parent`: of an adapter, whose folder is `root`; null: the base model.
+std::string model_object(const ServeContext& context, const std::string& name,
+                         const ServedAdapter* adapter) {
   std::string out = R"({"id":)";
   append_json_string(out, name);
   out += R"(,"object":"model","created":)";
@@ -26,8 +28,15 @@ std::string model_object(const ServeContext& context, const std::string& name) {
   out += R"(,"owned_by":)";
   append_json_string(out, context.options.owned_by);
   out += R"(,"root":)";
-  append_json_string(out, context.options.model_path.empty() ? name : context.options.model_path);
-  out += R"(,"parent":null,"max_model_len":)";
+  if (adapter != nullptr) {
+    append_json_string(out, adapter->path);
+    out += R"(,"parent":)";
+    append_json_string(out, context.request.model_names.front());
+  } else {
+    append_json_string(out, context.options.model_path.empty() ? name : context.options.model_path);
+    out += R"(,"parent":null)";
+  }
+  out += R"(,"max_model_len":)";
   append_json_int(out, context.request.max_model_len);
   if (context.speech != nullptr)
     out += R"(,"architecture":{"input_modalities":["audio"],"output_modalities":["text"]})";
@@ -106,7 +115,13 @@ void handle_models(ServeContext& context, const std::shared_ptr<Exchange>& excha
   std::string out = R"({"object":"list","data":[)";
   for (size_t i = 0; i < context.request.model_names.size(); ++i) {
     if (i > 0) out += ',';
-    out += model_object(context, context.request.model_names[i]);
+    out += model_object(context, context.request.model_names[i], nullptr);
+  }
+  if (context.text != nullptr) {
+    for (const ServedAdapterPtr& adapter : context.text->adapters()) {
+      out += ',';
+      out += model_object(context, adapter->name, adapter.get());
+    }
   }
   out += "]}";
   answer(exchange, std::move(out));
@@ -116,7 +131,59 @@ void handle_model(ServeContext& context, const std::shared_ptr<Exchange>& exchan
   constexpr std::string_view kPrefix = "/v1/models/";
   const std::string name = exchange->request().path.substr(kPrefix.size());
   context.request.resolve_model(name);
-  answer(exchange, model_object(context, name));
+  const ServedAdapterPtr adapter =
+      context.text == nullptr ? nullptr : context.text->find_adapter(name);
+  answer(exchange, model_object(context, name, adapter.get()));
+}
+
+namespace {
+
+const char* const kForbidden =
+    "adapters are not changed over HTTP: start with --allow_runtime_lora_updating";
+
+void answer_text(const std::shared_ptr<Exchange>& exchange, std::string text) {
+  HttpResponse response;
+  response.content_type = "text/plain; charset=utf-8";
+  response.body = std::move(text);
+  exchange->respond(std::move(response));
+}
+
+std::string required(const Fields& fields, const char* key) {
+  const auto value = fields.string(key);
+  if (!value || value->empty()) fields.refuse(key, "is missing");
+  return *value;
+}
+
+}  // namespace
+
+void handle_load_adapter(ServeContext& context, const std::shared_ptr<Exchange>& exchange) {
+  if (!context.options.allow_runtime_lora_updating)
+    throw RequestError(kForbidden, "", 403, "forbidden");
+  const Json body = parse_request_body(exchange->request().body);
+  const Fields fields(body);
+  const std::string name = required(fields, "lora_name"), path = required(fields, "lora_path");
+  try {
+    check_adapter_name(name, context.request);
+    context.engine().load_adapter(name, path);
+  } catch (const RequestError&) {
+    throw;
+  } catch (const Error& e) {
+    throw RequestError(e.what(), "lora_path", 400, "invalid_adapter");
+  }
+  answer_text(exchange, fmt::format("Success: LoRA adapter '{}' added successfully.", name));
+}
+
+void handle_unload_adapter(ServeContext& context, const std::shared_ptr<Exchange>& exchange) {
+  if (!context.options.allow_runtime_lora_updating)
+    throw RequestError(kForbidden, "", 403, "forbidden");
+  const Json body = parse_request_body(exchange->request().body);
+  const Fields fields(body);
+  const std::string name = required(fields, "lora_name");
+  if (!context.engine().unload_adapter(name)) {
+    throw RequestError(fmt::format("the adapter '{}' cannot be found", name.substr(0, 200)),
+                       "lora_name", 404, "not_found");
+  }
+  answer_text(exchange, fmt::format("Success: LoRA adapter '{}' removed successfully.", name));
 }
 
 void handle_health(ServeContext& context, const std::shared_ptr<Exchange>& exchange) {

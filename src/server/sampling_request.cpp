@@ -149,8 +149,15 @@ std::string RequestContext::resolve_model(const std::optional<std::string>& name
       !name || name->empty() ||
       std::find(model_names.begin(), model_names.end(), *name) != model_names.end();
   if (is_served) return model_names.front();
+  if (is_adapter && is_adapter(*name)) return *name;
   throw RequestError(fmt::format("the model '{}' does not exist", name->substr(0, 200)), "model",
                      404, "model_not_found");
+}
+
+void check_adapter_name(const std::string& name, const RequestContext& context) {
+  const auto& names = context.model_names;
+  check(std::find(names.begin(), names.end(), name) == names.end(),
+        "the adapter name '{}' is the base model's", name);
 }
 
 const Tokenizer& RequestContext::require_tokenizer() const {
@@ -207,6 +214,7 @@ std::optional<int32_t> parse_logprobs_count(const Fields& fields, const char* ke
 GenerationFields parse_generation_fields(const Fields& fields, const RequestContext& context) {
   GenerationFields out;
   out.model = context.resolve_model(fields.string("model"));
+  if (out.model != context.model_names.front()) out.adapter = out.model;
   refuse_unsupported(fields);
   parse_sampling(fields, context, out.params);
   parse_limits(fields, context, out.params);

@@ -12,7 +12,8 @@ namespace reft {
 
 struct GenerationFields {
   SamplingParams params;
-  std::string model;  // to answer with
+  std::string model;    // to answer with
+  std::string adapter;  // empty: the base model
   bool stream = false;
   bool include_usage = false;
   bool continuous_usage = false;

@@ -97,6 +97,10 @@ RequestContext make_request_context(const ServedModel& model,
   out.max_logprobs = options.max_logprobs;
   out.model_names = options.served_model_names;
   if (out.model_names.empty()) out.model_names.push_back("default");
+  out.is_adapter = [&engine](const std::string& name) {
+    return engine.find_adapter(name) != nullptr;
+  };
+  for (const ServedAdapterPtr& adapter : engine.adapters()) check_adapter_name(adapter->name, out);
   out.chat_template = options.chat_template;
   if (out.chat_template == nullptr && tokenizer != nullptr && !tokenizer->chat_template().empty()) {
     out.chat_template = std::make_shared<const ChatTemplate>(tokenizer->chat_template());

@@ -64,6 +64,7 @@ struct ServerOptions {
   std::vector<std::string> served_model_names;
   std::string model_path;  // `root` of /v1/models
   std::string owned_by = "reft";
+  bool allow_runtime_lora_updating = false;  // /v1/load_lora_adapter and unload
 
   // Chat. Null: the tokenizer's own template; chat is refused with a clear 400 when it has none
   // either.

@@ -5,6 +5,7 @@
 #include <numbers>
 
 #include "base/thread_pool.h"
+#include "nn/lora.h"
 #include "ops/philox.h"
 
 namespace reft {
@@ -97,6 +98,20 @@ NamedTensors model_tensors(CausalLmModel& model, const std::string& source, DTyp
   return result;
 }
 
+int64_t loaded_bytes(const std::string& path, const LoadOptions& options) {
+  int64_t bytes = 0;
+  for (const CheckpointTensor& t : checkpoint_tensors(path)) {
+    const bool matrix = t.value.dims() > 1;
+    DType dtype = matrix ? t.value.dtype() : DType::kF32;
+    const bool expands = options.dtype == "float32" || !is_block_format(dtype);
+    if (matrix && expands) dtype = parse_float_dtype(options.dtype);
+    if (options.quantize && is_quantized_at_load(t.parameter, t.value.shape(), *options.quantize))
+      dtype = *options.quantize;
+    bytes += row_bytes(dtype, t.value.numel());
+  }
+  return bytes;
+}
+
 MemoryModel memory_model_of(CausalLmModel& model, DType dtype) {
   const ParameterMap parameters = parameters_of(model);
   const LayerCacheSpec cache = model.cache_specs().at(0);
@@ -110,6 +125,10 @@ MemoryModel memory_model_of(CausalLmModel& model, DType dtype) {
                 .qk_norm = parameters.contains("model.layers.0.self_attn.q_norm.weight")};
   for (const auto& [name, p] : parameters) {
     const int64_t elements = p->shape.numel();
+    if (is_lora_parameter(name)) {
+      m.trainable_parameters += elements;
+      continue;
+    }
     m.parameters += elements;
     if (name == kEmbedding || name == kHead) m.embedding_parameters += elements;
     if (p->trainable) m.trainable_parameters += elements;

@@ -24,6 +24,10 @@ void initialize_weights(CausalLmModel& model, double deviation, uint64_t seed);
 // came from no checkpoint, and all is trained.
 NamedTensors model_tensors(CausalLmModel& model, const std::string& source, DType dtype);
 
+// Bytes that the weights of a checkpoint take in memory when they are loaded so, packed forms and
+// matrices of other types than float32 as they lie there.
+int64_t loaded_bytes(const std::string& path, const LoadOptions& options);
+
 // Of a model whose parameters are marked as trainable or not, loaded or without weights. Heads and
 // feed-forward width are read from the shapes of block 0.
 MemoryModel memory_model_of(CausalLmModel& model, DType dtype);

@@ -47,13 +47,25 @@ void check_parts(CausalLmModel& model, const char* flag, const std::vector<std::
 }  // namespace
 
 FineTuning parse_fine_tuning(std::string_view name) {
-  if (name == "full") return FineTuning::kFull;
-  if (name == "freeze") return FineTuning::kFreeze;
-  fail("--fine_tuning_type '{}' is not there yet: full and freeze are", name);
+  for (const FineTuning type :
+       {FineTuning::kFull, FineTuning::kFreeze, FineTuning::kLora, FineTuning::kQlora}) {
+    if (name == fine_tuning_name(type)) return type;
+  }
+  fail("--fine_tuning_type must be full, freeze, lora or qlora, not '{}'", name);
 }
 
 const char* fine_tuning_name(FineTuning type) {
-  return type == FineTuning::kFull ? "full" : "freeze";
+  switch (type) {
+    case FineTuning::kFull:
+      return "full";
+    case FineTuning::kFreeze:
+      return "freeze";
+    case FineTuning::kLora:
+      return "lora";
+    case FineTuning::kQlora:
+      return "qlora";
+  }
+  return "?";
 }
 
 std::function<bool(const std::string& name)> choose_trainable(CausalLmModel& model, FineTuning type,

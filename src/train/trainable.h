@@ -11,10 +11,14 @@
 
 namespace reft {
 
-enum class FineTuning { kFull, kFreeze };
-// "full", "freeze". Throws Error naming --fine_tuning_type, also for methods that are not there.
+// kQlora: LoRA on a quantised base.
+enum class FineTuning { kFull, kFreeze, kLora, kQlora };
+// "full", "freeze", "lora", "qlora". Throws Error naming --fine_tuning_type.
 FineTuning parse_fine_tuning(std::string_view name);
 const char* fine_tuning_name(FineTuning type);
+inline bool is_lora(FineTuning type) {
+  return type == FineTuning::kLora || type == FineTuning::kQlora;
+}
 
 // What `freeze` trains; all else stays as it is, embedding and head included.
 struct FreezeOptions {
@@ -23,8 +27,8 @@ struct FreezeOptions {
   std::vector<std::string> extra_modules;  // outside of the blocks: "embed_tokens", "lm_head" …
 };
 
-// Follows LLaMA-Factory's freeze tuning. `model` may be without weights. Throws Error naming the
-// flag whose value fits no parameter.
+// For full and freeze. Follows LLaMA-Factory's freeze tuning. `model` may be without weights.
+// Throws Error naming the flag whose value fits no parameter.
 std::function<bool(const std::string& name)> choose_trainable(CausalLmModel& model, FineTuning type,
                                                               const FreezeOptions& freeze);
 

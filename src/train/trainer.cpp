@@ -18,6 +18,7 @@
 #include "train/data/dry_run.h"
 #include "train/flops.h"
 #include "train/model_state.h"
+#include "train/neftune.h"
 #include "train/train_data.h"
 #include "train/train_log.h"
 
@@ -97,16 +98,24 @@ struct Window {
 
 // What a resumed run must share with the one before it for its batches and updates to be those that
 // would have come.
-Json identity_of(const TrainerOptions& o, const LoaderOptions& loader, DType dtype) {
-  return {{"batch_size", loader.batch_size},
-          {"grad_accumulation_steps", o.grad_accumulation_steps},
-          {"cutoff_len", o.encoder.cutoff_len},
-          {"packing", loader.packing},
-          {"shuffle", loader.mix.shuffle},
-          {"seed", loader.mix.seed},
-          {"val_size", loader.mix.validation_fraction},
-          {"fine_tuning_type", fine_tuning_name(o.fine_tuning)},
-          {"dtype", dtype_name(dtype)}};
+Json identity_of(const TrainerOptions& o, const LoaderOptions& loader, DType dtype,
+                 const LoraConfig& lora) {
+  Json identity = {{"batch_size", loader.batch_size},
+                   {"grad_accumulation_steps", o.grad_accumulation_steps},
+                   {"cutoff_len", o.encoder.cutoff_len},
+                   {"packing", loader.packing},
+                   {"shuffle", loader.mix.shuffle},
+                   {"seed", loader.mix.seed},
+                   {"val_size", loader.mix.validation_fraction},
+                   {"fine_tuning_type", fine_tuning_name(o.fine_tuning)},
+                   {"dtype", dtype_name(dtype)}};
+  if (o.neftune_noise_alpha > 0) identity["neftune_noise_alpha"] = o.neftune_noise_alpha;
+  if (is_lora(o.fine_tuning)) {
+    identity["lora"] = adapter_config_json(lora);
+    identity["lora"].erase("base_model_name_or_path");  // it may have moved
+    identity["quantization_bit"] = o.lora.quantization_bit;
+  }
+  return identity;
 }
 
 void check_options(const TrainerOptions& o) {
@@ -122,8 +131,36 @@ void check_options(const TrainerOptions& o) {
   check(o.max_grad_norm >= 0, "--max_grad_norm must not be negative, got {}", o.max_grad_norm);
   check(o.save_every >= 0 && o.test_every >= 0,
         "--save_every and --test_every must not be negative");
+  check(o.neftune_noise_alpha >= 0, "--neftune_noise_alpha must not be negative, got {}",
+        o.neftune_noise_alpha);
+  check(!is_lora(o.fine_tuning) || o.device == kCpuDevice,
+        "--fine_tuning_type {} is there on the CPU alone so far: --device cpu",
+        fine_tuning_name(o.fine_tuning));
+  check(o.neftune_noise_alpha == 0 || o.device == kCpuDevice,
+        "--neftune_noise_alpha is there on the CPU alone so far: --device cpu");
+  check(o.lora.quantization_bit == 0 || is_lora(o.fine_tuning),
+        "--quantization_bit {} needs --fine_tuning_type lora or qlora: quantised weights cannot be "
+        "trained",
+        o.lora.quantization_bit);
   check(o.load_pretrained || o.fine_tuning == FineTuning::kFull,
         "--no-load_pretrained needs --fine_tuning_type full: frozen random weights learn nothing");
+}
+
+// The base of an adapter: which type its weights take in memory.
+void choose_base_type(const TrainerOptions& o, const std::string& path, LoadOptions* load) {
+  const std::vector<CheckpointTensor> tensors = checkpoint_tensors(path);
+  const bool blocks = std::ranges::any_of(
+      tensors, [](const CheckpointTensor& t) { return is_block_format(t.value.dtype()); });
+  int64_t bits = o.lora.quantization_bit;
+  if (bits == 0 && o.fine_tuning == FineTuning::kQlora && !blocks) bits = 4;
+  check(bits == 0 || !blocks, "--quantization_bit {}: the weights of '{}' are quantised already",
+        bits, path);
+  if (bits > 0) load->quantize = quantized_format(bits);
+  // float32 expands blocks; any other type leaves them as they are.
+  if (o.dtype == "auto" && (blocks || bits > 0)) load->dtype = "bfloat16";
+  check(o.lora.quantization_bit == 0 || load->dtype != "float32",
+        "--quantization_bit {} needs --dtype bfloat16: float32 would expand the weights again",
+        bits);
 }
 
 // A folder with a configuration alone.
@@ -134,6 +171,13 @@ bool lacks_weights(const std::string& path) {
   });
 }
 
+// What a model folder gets: a model's weights, or an adapter's.
+struct ModelOutput {
+  std::string stem{kModelStem};
+  NamedTensors tensors;
+  ModelFiles files;
+};
+
 class Trainer {
  public:
   Trainer(const TrainerOptions& options, const std::function<bool()>& should_stop);
@@ -141,6 +185,7 @@ class Trainer {
 
  private:
   void load();
+  void load_adapter();
   void count_steps();
   void restore();
   void accumulate(const TrainBatch& batch);
@@ -149,6 +194,7 @@ class Trainer {
   void finish_step();
   void evaluate();
   void save();
+  ModelOutput output();
   void write_model();
   std::optional<std::string> start_point() const;
   double epoch() const;
@@ -167,6 +213,8 @@ class Trainer {
   std::optional<DataLoader> loader_;
   std::optional<TrainLog> log_;
   TrainingForward forward_;
+  LoraConfig lora_;                       // of a run that trains an adapter
+  std::shared_ptr<LoraDropout> dropout_;  // null where it trains none
 
   int64_t total_steps_ = 0;
   int64_t epoch_batches_ = 0;     // of a whole epoch; 0: not known
@@ -225,9 +273,10 @@ std::optional<std::string> Trainer::start_point() const {
 void Trainer::load() {
   if (options_.device != kCpuDevice)
     log_info("train", "Training on {}: {}", options_.device, allocator_for(options_.device).name());
+  const bool adapts = is_lora(options_.fine_tuning);
   const bool random = !resumed_ && !options_.load_pretrained;
-  const std::string path = resumed_.value_or(options_.model_path);
-  check(random || resumed_ || !lacks_weights(path),
+  const std::string path = adapts ? options_.model_path : resumed_.value_or(options_.model_path);
+  check(random || (resumed_ && !adapts) || !lacks_weights(path),
         "'{}' has no weights: --no-load_pretrained begins with random ones", path);
   LoadOptions load{.device = options_.device,
                    .load_format = random ? "dummy" : "auto",
@@ -244,12 +293,22 @@ void Trainer::load() {
   check(dtype != DType::kF16,
         "--dtype float16 cannot be trained: gradients would vanish; use bfloat16");
   load.dtype = dtype_name(dtype);
-  load.trainable = choose_trainable(*described, options_.fine_tuning, options_.freeze);
+  if (adapts) {
+    choose_base_type(options_, path, &load);
+    lora_ = options_.lora.adapter.empty() ? choose_lora(*described, options_.lora, path)
+                                          : read_adapter(options_.lora.adapter).config;
+    lora_.base_model = path;
+    attach_lora(*described, lora_, 0);
+    load.trainable = [this](const std::string& name) { return is_lora_trainable(name, lora_); };
+  } else {
+    load.trainable = choose_trainable(*described, options_.fine_tuning, options_.freeze);
+  }
   described->visit(
       [&](const std::string& name, Parameter& p) { p.trainable = load.trainable(name); });
 
   const bool on_cpu = options_.device == kCpuDevice;
-  const MemoryOptions plan{.trainable_dtype = dtype,
+  const MemoryOptions plan{.lora = adapts,
+                           .trainable_dtype = adapts ? DType::kF32 : dtype,
                            .optimizer = options_.optimizer.kind,
                            .master_weights = options_.optimizer.master_weights,
                            .state_dtype = options_.optimizer.state_dtype,
@@ -258,13 +317,15 @@ void Trainer::load() {
                            .recompute = options_.recompute,
                            .activation_bytes = on_cpu ? 4 : row_bytes(dtype, 1),
                            .loss_chunk_bytes = loss_chunk_bytes(options_.device)};
-  const MemoryModel memory = memory_model_of(*described, dtype);
+  MemoryModel memory = memory_model_of(*described, dtype);
+  if (adapts) memory.weight_bytes = loaded_bytes(path, load);
   log_lines(memory_report(
       memory, plan,
       on_cpu ? available_memory() : allocator_for(options_.device).device_memory().free));
   log_info("train", "Trained parameters: {} of {}", memory.trainable_parameters, memory.parameters);
 
   model_ = load_model(path, load);
+  if (adapts) load_adapter();
   if (random) {
     log_info("train", "Random weights: --no-load_pretrained");
     initialize_weights(*model_.model, json_get<double>(model_.config, "initializer_range", 0.02),
@@ -277,7 +338,29 @@ void Trainer::load() {
   forward_.loss.in_backward = true;
   OptimizerOptions optimizer = options_.optimizer;
   optimizer.seed = options_.loader.mix.seed;
-  optimizer_.emplace(train_parameters(*model_.model), optimizer);
+  std::vector<TrainParameter> parameters = train_parameters(*model_.model);
+  for (TrainParameter& p : parameters) {
+    if (options_.lora.loraplus_lr_ratio > 0 && p.name.ends_with(".lora_B.weight"))
+      p.learning_rate_scale = options_.lora.loraplus_lr_ratio;
+  }
+  optimizer_.emplace(std::move(parameters), optimizer);
+}
+
+void Trainer::load_adapter() {
+  const uint64_t seed = options_.loader.mix.seed;
+  dropout_ = attach_lora(*model_.model, lora_, seed);
+  initialize_lora(*model_.model, model_.device, seed);
+  const std::string from = resumed_.value_or(options_.lora.adapter);
+  if (!from.empty()) load_lora(*model_.model, read_adapter(from));
+  log_info("train", "{}LoRA: rank {}, alpha {:g}, dropout {:g} on {}{}{}",
+           lora_.use_dora     ? "Do"
+           : lora_.use_rslora ? "rs"
+                              : "",
+           lora_.rank, lora_.alpha, lora_.dropout,
+           lora_.target_modules.empty() ? lora_.target_pattern
+                                        : fmt::format("{}", fmt::join(lora_.target_modules, ", ")),
+           lora_.modules_to_save.empty() ? "" : "; trained whole: ",
+           fmt::join(lora_.modules_to_save, ", "));
 }
 
 void Trainer::count_steps() {
@@ -296,7 +379,7 @@ void Trainer::count_steps() {
 
 void Trainer::restore() {
   const TrainState state = read_train_state(*resumed_);
-  const Json mine = identity_of(options_, data_.training, model_.compute_dtype);
+  const Json mine = identity_of(options_, data_.training, model_.compute_dtype, lora_);
   for (const auto& [key, value] : mine.items()) {
     const Json saved = json_get<Json>(state.schedule, key.c_str(), Json());
     check(saved == value, "--resume: '{}' was trained with {} {}, this run has {}", *resumed_, key,
@@ -336,6 +419,14 @@ void Trainer::accumulate(const TrainBatch& batch) {
   window_.add(batch);
   if (batch.num_trained == 0) return;
   const ModelBatch inputs(batch, options_.device);
+  const auto pass = static_cast<uint64_t>(step_ * options_.grad_accumulation_steps +
+                                          window_.batches);  // other draws every time
+  if (dropout_ != nullptr) dropout_->pass = pass;
+  if (const double alpha = options_.neftune_noise_alpha; alpha > 0) {
+    forward_.after_embedding = [&, pass](Tensor& embedded) {
+      add_neftune_noise(embedded, batch.sequence_start, alpha, options_.loader.mix.seed, pass);
+    };
+  }
   Tape tape;
   watch_parameters(tape, *model_.model);
   const Tensor losses = model_.model->token_losses(inputs.batch, inputs.labels, forward_);
@@ -426,7 +517,7 @@ void Trainer::save() {
   contents.state.step = step_;
   contents.state.epoch = epoch();
   contents.state.optimizer = optimizer_->settings();
-  contents.state.schedule = identity_of(options_, data_.training, model_.compute_dtype);
+  contents.state.schedule = identity_of(options_, data_.training, model_.compute_dtype, lora_);
   contents.state.schedule["schedule"] = schedule_->str();
   contents.state.schedule["total_steps"] = total_steps_;
   contents.state.rng = {{"seed", options_.loader.mix.seed}};
@@ -434,31 +525,53 @@ void Trainer::save() {
   contents.state.log = {{"guard", guard_.state()},
                         {"window", window_.to_json()},
                         {"batches_in_epoch", batches_in_epoch_}};
-  contents.model = model_tensors(*model_.model, source_, model_.compute_dtype);
+  ModelOutput out = output();
+  contents.model_stem = out.stem;
+  contents.model = std::move(out.tensors);
+  contents.files = std::move(out.files);
   contents.tensors["optimizer"] = optimizer_->state();
   if (window_.batches > 0) {
     for (const TrainParameter& p : optimizer_->parameters()) {
       contents.tensors["gradients"].emplace_back(p.name, p.grad);
     }
   }
-  contents.files = files_of_trained_model(options_, model_.config, model_.compute_dtype);
   writer_->save(contents);
   saved_step_ = window_.batches == 0 ? step_ : -1;
   log_->note(fmt::format("Saving {}/checkpoint-{}", options_.output_dir, step_));
 }
 
+ModelOutput Trainer::output() {
+  ModelOutput out;
+  out.files = files_of_trained_model(options_, model_.config, model_.compute_dtype);
+  if (dropout_ == nullptr) {
+    out.tensors = model_tensors(*model_.model, source_, model_.compute_dtype);
+    return out;
+  }
+  out.stem = kAdapterStem;
+  out.tensors = adapter_tensors(lora_of(*model_.model, lora_));
+  out.files.erase("config.json");  // the base model's
+  out.files.erase("generation_config.json");
+  out.files["adapter_config.json"] = adapter_config_json(lora_).dump(2) + "\n";
+  return out;
+}
+
 void Trainer::write_model() {
-  NamedTensors tensors = model_tensors(*model_.model, source_, model_.compute_dtype);
+  ModelOutput out = output();
+  if (dropout_ != nullptr) {
+    write_model_folder(options_.output_dir, out.stem, out.tensors, out.files, INT64_MAX);
+    log_info("train", "The adapter is in {}: reft serve --model {} --lora NAME={}",
+             options_.output_dir, options_.model_path, options_.output_dir);
+    return;
+  }
   // What is trained has one type in the end; frozen tensors keep their bytes.
   std::set<const Storage*> trained;
   for (const TrainParameter& p : optimizer_->parameters()) trained.insert(p.value.storage().get());
-  for (auto& [name, tensor] : tensors) {
+  for (auto& [name, tensor] : out.tensors) {
     if (trained.contains(tensor.storage().get()))
       tensor = tensor.to(kCpuDevice).to(model_.compute_dtype);
   }
-  const ModelFiles files = files_of_trained_model(options_, model_.config, model_.compute_dtype);
-  write_model_folder(options_.output_dir, std::string(kModelStem), tensors, files,
-                     options_.max_shard_bytes);
+  const ModelFiles& files = out.files;
+  write_model_folder(options_.output_dir, out.stem, out.tensors, files, options_.max_shard_bytes);
   log_info("train", "The model is in {}", options_.output_dir);
   if (!files.contains("tokenizer.json") && !files.contains("tokenizer.model")) {
     const std::string& tokenizer =

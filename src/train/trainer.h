@@ -1,5 +1,5 @@
-// A training run from its options to a model folder: stages pt and sft, whole models or some of
-// their layers.
+// A training run from its options to a model folder, or with LoRA an adapter's: stages pt and sft,
+// whole models, some of their layers or adapters.
 //
 // The loss of a step is the mean over all trained tokens of its micro-batches: their gradients are
 // added up as sums and divided once, so that how a batch is cut into micro-batches changes nothing.
@@ -13,6 +13,7 @@
 #include <string>
 
 #include "train/data/loader.h"
+#include "train/lora.h"
 #include "train/loss_guard.h"
 #include "train/memory_estimate.h"
 #include "train/optimizer.h"
@@ -33,6 +34,7 @@ struct TrainerOptions {
                                // else float32
   FineTuning fine_tuning = FineTuning::kFull;
   FreezeOptions freeze;
+  LoraOptions lora;
 
   // Data. The loader's mix also says the seed of everything random, and what share of the rows is
   // held out; −1: 0.01 where test_every is set, as far as rows fall into it, else none.
@@ -48,6 +50,7 @@ struct TrainerOptions {
   double max_grad_norm = 1;  // 0: no clipping
   LossGuardOptions guard;
   Recompute recompute = Recompute::kNone;
+  double neftune_noise_alpha = 0;  // noise on the embeddings, ± alpha / √(length · D); 0: none
 
   // Output.
   std::string output_dir;

@@ -40,7 +40,7 @@ void embedding_cpu(Tensor& out, const Tensor& ids, const Weight& table, float sc
       if (plain) {
         dequantize_row(data.dtype(), data.raw() + id[t] * in_stride, values, columns);
       } else {
-        cpu::unpack_row(*packed, id[t], values);
+        cpu::unpack_rows(*packed, id[t], id[t] + 1, values);
       }
       if (scale != 1.0f) {
         for (int64_t i = 0; i < columns; ++i) values[i] *= scale;

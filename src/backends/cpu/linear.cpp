@@ -6,6 +6,7 @@
 #include "backends/cpu/linear_pack.h"
 #include "backends/cpu/simd.h"
 #include "base/thread_pool.h"
+#include "ops/lora.h"
 #include "tensor/dequantize.h"
 
 namespace reft {
@@ -166,15 +167,13 @@ void for_each_expanded(const Weight& weight,
   const Tensor rows = Tensor::empty({step, k}, DType::kF32);
   for (int64_t begin = 0; begin < n; begin += step) {
     const int64_t end = std::min(n, begin + step);
-    compute_pool().parallel_for(end - begin, 16, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) {
-        float* to = rows.data<float>() + i * k;
-        if (data.defined()) {
-          dequantize_row(data.dtype(),
-                         data.raw() + (begin + i) * row_bytes(data.dtype(), data.stride(0)), to, k);
-        } else {
-          cpu::unpack_row(*packed, begin + i, to);
-        }
+    // Threads take whole panels of a packed weight.
+    compute_pool().parallel_for(end - begin, cpu::kPanel, [&](int64_t first, int64_t last) {
+      float* to = rows.data<float>() + first * k;
+      if (!data.defined()) return cpu::unpack_rows(*packed, begin + first, begin + last, to);
+      for (int64_t i = first; i < last; ++i, to += k) {
+        dequantize_row(data.dtype(),
+                       data.raw() + (begin + i) * row_bytes(data.dtype(), data.stride(0)), to, k);
       }
     });
     f(cpu::Matrix::of(rows.data<float>(), k), begin, end);
@@ -230,6 +229,17 @@ void column_sums_cpu(const GradientSlot& sums, const Tensor& dy) {
   });
 }
 
+void squared_row_norms_cpu(Tensor& sums, const Weight& weight) {
+  for_each_expanded(weight, [&](const cpu::Matrix& rows, int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      const float* row = rows.data + (n - begin) * rows.row_stride;
+      double sum = 0;
+      for (int64_t i = 0; i < weight.in_features; ++i) sum += double{row[i]} * row[i];
+      sums.data<float>()[n] = static_cast<float>(sum);
+    }
+  });
+}
+
 void linear_cpu(Tensor& y, const Tensor& x, const Weight& weight, const Tensor& bias) {
   if (x.dtype() != DType::kF32 || y.dtype() != DType::kF32) {
     fail("linear on the CPU takes float32 activations, got {}", x.str());
@@ -257,6 +267,8 @@ const RegisterKernel register_input_backward(linear_input_backward_kernel, Devic
 const RegisterKernel register_weight_backward(linear_weight_backward_kernel, DeviceType::kCpu,
                                               &linear_weight_backward_cpu);
 const RegisterKernel register_column_sums(column_sums_kernel, DeviceType::kCpu, &column_sums_cpu);
+const RegisterKernel register_squared_row_norms(squared_row_norms_kernel, DeviceType::kCpu,
+                                                &squared_row_norms_cpu);
 const RegisterKernel register_prepare(prepare_weight_kernel, DeviceType::kCpu, &prepare_weight_cpu);
 
 }  // namespace

@@ -211,6 +211,73 @@ Layout float_layout(DType dtype, DType compute, const CpuFeatures& features) {
   return dot ? Layout::kBF16Dot : Layout::kBF16;
 }
 
+float as_float(float value) { return value; }
+float as_float(f16 value) { return to_float(value); }
+float as_float(bf16 value) { return to_float(value); }
+float half_at(const std::byte* at) {
+  f16 value;
+  std::memcpy(&value, at, 2);
+  return to_float(value);
+}
+
+// Codes of one column of a unit, as write_unit wrote them.
+void read_codes(const LayoutInfo& info, const int8_t* table, const std::byte* codes, int n,
+                int (&out)[kUnit]) {
+  const int step = is_nibble(info.code) ? 2 : 1;
+  codes += 4 * n;
+  for (int j = 0; j < kUnit / 4; j += step, codes += 4 * kPanel) {
+    uint32_t word;
+    std::memcpy(&word, codes, 4);
+    word = (word & 0xff0000ffu) | (word & 0xff00u) << 8 | (word >> 8 & 0xff00u);
+    for (int i = 0; i < 4; ++i) {
+      const auto byte = static_cast<uint8_t>(word >> (8 * i));
+      if (step == 1) {
+        out[4 * j + i] = info.code == Code::kByte ? static_cast<int8_t>(byte) : byte;
+        continue;
+      }
+      const int low = byte & 15, high = byte >> 4;
+      out[4 * j + i] = info.code == Code::kLookup ? table[low] : low - info.offset;
+      out[4 * j + 4 + i] = info.code == Code::kLookup ? table[high] : high - info.offset;
+    }
+  }
+}
+
+// Column `n` of a panel of an integer layout.
+void unpack_blocks(const CpuPackedWeight& weight, const std::byte* panel, int n, float* to) {
+  const LayoutInfo info = layout_info(weight.layout());
+  const bool two_level = info.scale == Scale::kTwoLevel;
+  const int64_t units = weight.in_features() / kUnit;
+  const std::byte *at = panel, *super = panel;
+  for (int64_t unit = 0; unit < units; ++unit, at += unit_bytes(info), to += kUnit) {
+    if (unit % kSuperUnits == 0) {
+      super = at;
+      at += super_bytes(info);
+    }
+    const std::byte* mins = at + scale_bytes(info);
+    int codes[kUnit];
+    read_codes(info, weight.table(), at + unit_bytes(info) - code_bytes(info), n, codes);
+    for (int g = 0; g < groups_per_unit(info); ++g) {
+      const int place = g * kPanel + n;
+      float scale = 0, min = 0;
+      if (two_level) {
+        scale = half_at(super + 2 * n) * static_cast<float>(static_cast<int8_t>(at[place]));
+        if (info.min)
+          min = half_at(super + 2 * kPanel + 2 * n) *
+                static_cast<float>(static_cast<int8_t>(mins[place]));
+      } else if (info.scale == Scale::kBF16) {
+        bf16 value;
+        std::memcpy(&value, at + 2 * n, 2);
+        scale = to_float(value);
+      } else {
+        scale = half_at(at + 2 * n);
+        if (info.min) min = half_at(mins + 2 * n);
+      }
+      for (int i = g * info.group; i < (g + 1) * info.group; ++i)
+        to[i] = scale * static_cast<float>(codes[i]) + min;
+    }
+  }
+}
+
 }  // namespace
 
 CpuPackedWeight::CpuPackedWeight(Layout layout, const TileKernels& kernels, const int8_t* table,
@@ -237,28 +304,34 @@ std::shared_ptr<const CpuPackedWeight> pack_weight(const Tensor& data, DType com
   return packed;
 }
 
-void unpack_row(const CpuPackedWeight& weight, int64_t n, float* to) {
+void unpack_rows(const CpuPackedWeight& weight, int64_t begin, int64_t end, float* to) {
   const int64_t k = weight.in_features();
-  const std::byte* panel = weight.panel(n / kPanel);
-  const int64_t column = n % kPanel;
-  switch (weight.layout()) {
-    case Layout::kF32:
-      for (int64_t i = 0; i < k; ++i)
-        to[i] = reinterpret_cast<const float*>(panel)[i * kPanel + column];
-      return;
-    case Layout::kF16:
-      for (int64_t i = 0; i < k; ++i)
-        to[i] = to_float(reinterpret_cast<const f16*>(panel)[i * kPanel + column]);
-      return;
-    case Layout::kBF16:
-    case Layout::kBF16Dot:
+  for (int64_t row = begin; row < end;) {
+    const std::byte* panel = weight.panel(row / kPanel);
+    const int64_t column = row % kPanel, count = std::min(end - row, kPanel - column);
+    float* out = to + (row - begin) * k;
+    row += count;
+    if (layout_info(weight.layout()).integer) {
+      for (int64_t n = 0; n < count; ++n)
+        unpack_blocks(weight, panel, static_cast<int>(column + n), out + n * k);
+      continue;
+    }
+    const auto each = [&](const auto* values, int64_t per_column) {
       for (int64_t i = 0; i < k; ++i) {
-        const int64_t at = (i / 2 * kPanel + column) * 2 + i % 2;
-        to[i] = to_float(reinterpret_cast<const bf16*>(panel)[at]);
+        const auto* at = values + (i / per_column * kPanel + column) * per_column + i % per_column;
+        for (int64_t n = 0; n < count; ++n) out[n * k + i] = as_float(at[n * per_column]);
       }
-      return;
-    default:
-      fail("embedding: the table's data was not kept by prepare_weight");
+    };
+    switch (weight.layout()) {
+      case Layout::kF32:
+        each(reinterpret_cast<const float*>(panel), 1);
+        break;
+      case Layout::kF16:
+        each(reinterpret_cast<const f16*>(panel), 1);
+        break;
+      default:
+        each(reinterpret_cast<const bf16*>(panel), 2);
+    }
   }
 }
 

@@ -40,8 +40,8 @@ class CpuPackedWeight final : public PackedWeight {
 std::shared_ptr<const CpuPackedWeight> pack_weight(const Tensor& data, DType compute,
                                                    const CpuFeatures& features);
 
-// Row n of a weight in a float layout, as floats.
-void unpack_row(const CpuPackedWeight& weight, int64_t n, float* to);
+// Rows [begin, end) as floats, [end − begin, K]. Of block formats: scale · code + minimum.
+void unpack_rows(const CpuPackedWeight& weight, int64_t begin, int64_t end, float* to);
 
 // y = x Wᵀ + bias. x: [T, K] float32, y: [T, N] float32, rows of both may be strided; bias: [N]
 // float32 or undefined.
