@@ -70,14 +70,16 @@ Json parse_option(const std::string& text, const char* flag) {
 struct ServedModel {
   int64_t vocab_size, max_model_len;
   const Json& generation_config;
-  std::string identity;  // for the fingerprint
+  std::string identity;          // for the fingerprint
+  const Engine* text = nullptr;  // which has the adapters
 };
 
 ServedModel describe(const Engine& engine) {
   const LoadedModel& model = engine.model();
   return {engine.vocab_size(), engine.max_model_len(), model.generation_config,
           fmt::format("{} {} {}", model.num_parameters, model.weight_bytes,
-                      engine.options().kv_cache_dtype)};
+                      engine.options().kv_cache_dtype),
+          &engine};
 }
 
 ServedModel describe(const SpeechEngine& engine) {
@@ -97,10 +99,13 @@ RequestContext make_request_context(const ServedModel& model,
   out.max_logprobs = options.max_logprobs;
   out.model_names = options.served_model_names;
   if (out.model_names.empty()) out.model_names.push_back("default");
-  out.is_adapter = [&engine](const std::string& name) {
-    return engine.find_adapter(name) != nullptr;
-  };
-  for (const ServedAdapterPtr& adapter : engine.adapters()) check_adapter_name(adapter->name, out);
+  if (model.text != nullptr) {
+    out.is_adapter = [text = model.text](const std::string& name) {
+      return text->find_adapter(name) != nullptr;
+    };
+    for (const ServedAdapterPtr& adapter : model.text->adapters())
+      check_adapter_name(adapter->name, out);
+  }
   out.chat_template = options.chat_template;
   if (out.chat_template == nullptr && tokenizer != nullptr && !tokenizer->chat_template().empty()) {
     out.chat_template = std::make_shared<const ChatTemplate>(tokenizer->chat_template());

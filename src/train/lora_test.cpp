@@ -199,7 +199,7 @@ TEST_F(LoraTest, LossCurvesAreThoseOfPeft) {
 // B is zero: the first step computes what the base computes, bit for bit, on any kind of base.
 TEST_F(LoraTest, ANewAdapterChangesNothing) {
   const Packed packed(rows_, 0, 6);
-  for (const std::string base : {kBase, kBase + "/model.Q4_1.gguf", kBase + "/model.BF16.gguf"}) {
+  for (const std::string& base : {kBase, kBase + "/model.Q4_1.gguf", kBase + "/model.BF16.gguf"}) {
     for (const bool dora : {false, true}) {
       const bool blocks = base.ends_with("Q4_1.gguf");
       const LoadedModel loaded = load(base, {}, blocks ? "bfloat16" : "float32");
