@@ -137,7 +137,7 @@ TEST(Cli, WhatTrainingCannotDoIsNamed) {
     args.insert(args.end(), flags.begin(), flags.end());
     EXPECT_THAT(error_of("train", args), HasSubstr(words)) << words;
   };
-  expect({"--fine_tuning_type", "lora"}, "--fine_tuning_type 'lora' is not there yet: full");
+  expect({"--fine_tuning_type", "oft"}, "oft");
   expect({"--stage", "dpo"}, "--stage dpo is not there yet: pt and sft");
   expect({"--stage", "nonsense"}, "nonsense");
   expect({"--tensor_parallels", "2"}, "--tensor_parallels 2 is not there yet");
