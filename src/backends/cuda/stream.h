@@ -37,14 +37,6 @@ inline StreamArgs stream_args(const Tensor& y, const Tensor& x, const Tensor& bi
 
 #ifdef __CUDACC__
 
-__device__ __forceinline__ uint4 load_stream(const void* p) {
-  uint4 v;
-  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p));
-  return v;
-}
-
 // The end of such a kernel: adds up the warps' 16 rows × 8 kTiles tokens (of a gated product 8 rows
 // of the gate and the 8 of `up` that belong to them), and stores. row0: the first column of y.
 // row_scale(r): what row r of the 16 is multiplied by. All threads call it.
