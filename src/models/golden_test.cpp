@@ -226,6 +226,8 @@ TEST_P(Golden, BatchOfTwoIsAlone) {
 }
 
 TEST_P(Golden, HalfPrecisionWithinTwiceTheReferenceError) {
+  if (golden_device() != kCpuDevice && GetParam().starts_with("quant_fp8"))
+    GTEST_SKIP() << "many rows of activations become fp8 there, which the reference does not do";
   for (const auto& [dtype, key] :
        {std::pair("bfloat16", "bf16_error"), std::pair("float16", "fp16_error")}) {
     const LoadedModel loaded = load(folder_, dtype);

@@ -102,6 +102,19 @@ TEST(GatedActivation, ExtremesAndNan) {
   }
 }
 
+// Where exp(−x) leaves the range of floats.
+TEST(GatedActivation, SiluAtTheEndOfTheRange) {
+  std::vector<float> values;
+  for (int i = 0; i < 400; ++i) values.push_back(-86.0f - 0.01f * static_cast<float>(i));
+  const auto n = static_cast<int64_t>(values.size());
+  values.resize(values.size() * 2, 1.0f);
+  for (const Device device : test_devices()) {
+    const Tensor x = Tensor::from_vector(values, {1, 2 * n});
+    for (const double y : doubles(gated_activation(x.to(device), Activation::kSilu)))
+      EXPECT_NEAR(y, 0, 1e-34);
+  }
+}
+
 TEST(SoftCap, MatchesOracle) {
   for (const Device device : test_devices()) {
     for (const int64_t n : {0, 1, 17, 5000}) {

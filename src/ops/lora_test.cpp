@@ -45,7 +45,8 @@ TEST(Lora, AddedProductsHaveGradients) {
                                            Weight::from(in[2]));
                            return y;
                          },
-                     .oracle = oracle});
+                     .oracle = oracle,
+                     .cpu_only = true});
   }
 }
 
@@ -66,7 +67,8 @@ TEST(Lora, DoraHasGradients) {
                          for (size_t i = 0; i < y.size(); ++i)
                            y[i] = y[i] * in[1][i % 6] / length[i % 6] + offset[i % 6];
                          return y;
-                       }});
+                       },
+                   .cpu_only = true});
   check_gradients({.what = "dora without a magnitude",
                    .inputs = {random_values({4, 6}, 1)},
                    .op =
@@ -75,7 +77,8 @@ TEST(Lora, DoraHasGradients) {
                          dora_into(y, in[0], {}, {}, {});
                          return y;
                        },
-                   .oracle = [](auto& in) { return in[0]; }});
+                   .oracle = [](auto& in) { return in[0]; },
+                   .cpu_only = true});
 }
 
 TEST(Lora, RowNormsOfEveryFormat) {
@@ -185,7 +188,8 @@ TEST(Dropout, ZeroesItsShareAndItsGradientHasTheSameMask) {
                          Doubles out = in[0];
                          for (size_t i = 0; i < out.size(); ++i) out[i] *= double{kept[i]};
                          return out;
-                       }});
+                       },
+                   .cpu_only = true});
   EXPECT_THROW(dropout(x, {.p = 1}), Error);
 }
 

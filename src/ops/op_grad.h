@@ -29,6 +29,7 @@ struct GradientCase {
   int roundings = 3;
   std::vector<size_t> weights = {};  // inputs with float32 gradients in all dtypes
   std::vector<DType> dtypes = {};    // those of devices other than the CPU; empty: all
+  bool cpu_only = false;             // no other device has these ops so far
 };
 
 // On the device of `in`.
@@ -137,6 +138,7 @@ inline void check_gradients(const GradientCase& test, Device device, DType dtype
 // adds the same again.
 inline void check_gradients(const GradientCase& test) {
   for (const Device device : test_devices()) {
+    if (test.cpu_only && device != kCpuDevice) continue;
     for (const DType dtype : activation_dtypes(device)) {
       const bool wanted =
           device == kCpuDevice || test.dtypes.empty() ||
