@@ -138,7 +138,7 @@ TEST(Cli, WhatTrainingCannotDoIsNamed) {
     EXPECT_THAT(error_of("train", args), HasSubstr(words)) << words;
   };
   expect({"--fine_tuning_type", "oft"}, "oft");
-  expect({"--stage", "dpo"}, "--stage dpo is not there yet: pt and sft");
+  expect({"--stage", "ppo"}, "ppo");
   expect({"--stage", "nonsense"}, "nonsense");
   expect({"--tensor_parallels", "2"}, "--tensor_parallels 2 is not there yet");
   expect({"--learning_rat", "1"}, "did you mean --learning-rate?");

@@ -57,6 +57,7 @@ Command inspect_command();
 Command tokenize_command();
 Command pull_command();
 Command train_command();
+Command export_command();
 Command completion_command();
 
 }  // namespace reft

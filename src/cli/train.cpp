@@ -83,7 +83,8 @@ struct TrainOptions {
 
   ModelFlags model;
   TrainerOptions trainer;
-  std::string dtype = "auto", stage = "sft", fine_tuning = "full", device = "auto";
+  std::string dtype = "auto", stage = "sft", fine_tuning = "full", device = "auto",
+              pref_loss = "sigmoid";
   std::string text_unit = "line", dataset_info, chat_template_kwargs;
   std::string optimizer = "adamw", states = "float32";
   std::string schedule = "cosine", decay_shape = "linear";
@@ -103,6 +104,7 @@ struct TrainOptions {
   void declare(ArgParser& parser) {
     model.declare_source(parser);
     declare_method(parser);
+    declare_preferences(parser);
     declare_data(parser);
     declare_optimization(parser);
     declare_output(parser);
@@ -113,6 +115,10 @@ struct TrainOptions {
     parser.example("reft train --model ./Qwen3-0.6B --datasets alpaca@alpaca.json --dry_run",
                    "See which tokens would be learnt:");
     parser.example(
+        "reft train --stage dpo --model ./Qwen3-0.6B --datasets pairs@pairs.jsonl --pref_beta 0.1 "
+        "--learning_rate 5e-6 --checkpoint_dir out",
+        "Prefer the chosen answers of pairs:");
+    parser.example(
         "reft train --stage pt --no-load_pretrained --model ./config --datasets text@corpus.txt "
         "--learning_rate 1e-3 --checkpoint_dir out",
         "A new model, from config.json and a tokenizer alone:");
@@ -120,7 +126,10 @@ struct TrainOptions {
 
   void declare_method(ArgParser& parser) {
     parser.group("Method");
-    parser.add("stage", &stage, "pt learns texts, sft the answers of conversations.");
+    parser.add("stage", &stage,
+               "pt learns texts, sft the answers of conversations, dpo and kto which answers are "
+               "preferred; rm makes a reward model of it.");
+    parser.choices("stage", {"pt", "sft", "dpo", "kto", "rm"});
     parser.add("fine_tuning_type", &fine_tuning,
                "full trains all parameters, freeze some of the layers, lora low-rank adapters "
                "beside the frozen weights, qlora such on 4-bit weights.",
@@ -176,6 +185,22 @@ struct TrainOptions {
     parser.add("quantization_bit", &lora.quantization_bit,
                "lora: round plain weights to 4 (Q4_1) or 8 (Q8_0) bits at load; 0: as they are, "
                "with qlora 4.");
+  }
+
+  void declare_preferences(ArgParser& parser) {
+    PreferenceOptions& p = trainer.preference;
+    parser.group("Preferences");
+    parser.add("pref_loss", &pref_loss, "dpo: the loss of a pair.");
+    parser.choices("pref_loss", {"sigmoid", "ipo", "hinge", "orpo", "simpo"});
+    parser.add("pref_beta", &p.beta, "dpo, kto: how closely the reference is kept to.");
+    parser.add("pref_ftx", &p.ftx, "dpo, kto: weight of the loss of sft on the preferred answers.");
+    parser.add("dpo_label_smoothing", &p.label_smoothing,
+               "sigmoid: share of the pairs that are taken to be the wrong way round.");
+    parser.add("simpo_gamma", &p.simpo_gamma, "simpo: the margin that is aimed at.");
+    parser.add("kto_chosen_weight", &p.kto_chosen_weight, "kto: weight of the good rows.");
+    parser.add("kto_rejected_weight", &p.kto_rejected_weight, "kto: weight of the others.");
+    parser.add("ref_model", &trainer.ref_model,
+               "dpo, kto: the model to be measured against; without it, the one begun with.");
   }
 
   void declare_data(ArgParser& parser) {
@@ -288,9 +313,6 @@ struct TrainOptions {
           std::pair("gpus_per_node", gpus_per_node)}) {
       check(value == 1, "--{} {} is not there yet: 1 is, one process trains", name, value);
     }
-    for (const char* later : {"dpo", "kto", "rm", "ppo", "grpo"}) {
-      check(stage != later, "--stage {} is not there yet: pt and sft are", stage);
-    }
     check(!use_bf16 || dtype == "auto" || dtype == "bfloat16",
           "--use_bf16 and --dtype {} exclude each other", dtype);
     check(!datasets.empty(), "--datasets is missing: name@path, see reft train --help");
@@ -303,6 +325,7 @@ struct TrainOptions {
   void fill_trainer() {
     TrainerOptions& t = trainer;
     t.encoder.stage = parse_stage(stage);
+    t.preference.loss = parse_preference_loss(pref_loss);
     t.fine_tuning = parse_fine_tuning(fine_tuning);
     t.lora.targets = split_commas(t.lora.targets);
     t.lora.additional_targets = split_commas(t.lora.additional_targets);

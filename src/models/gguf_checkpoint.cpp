@@ -99,32 +99,38 @@ std::string rename(const std::string& name, const Renames& renames) {
 
 // Row h·Dh + 2i + j of the file is row h·Dh + j·Dh/2 + i here (j = 0, 1). Whole rows move, so block
 // formats stay as they are.
-Tensor unpermute_rows(const Tensor& t, int64_t head_dim) {
+Tensor move_rows(const Tensor& t, int64_t head_dim, bool to_file) {
   const int64_t rows = t.size(0);
   check(rows % head_dim == 0, "{} rows are not heads of {}", rows, head_dim);
+  const Tensor source = t.contiguous();
   Tensor result = Tensor::empty(t.shape(), t.dtype());
   const auto bytes = static_cast<size_t>(t.nbytes() / rows);
   const int64_t half = head_dim / 2;
   for (int64_t row = 0; row < rows; ++row) {
-    const int64_t head = row / head_dim;
     const int64_t within = row % head_dim;
-    const int64_t to = head * head_dim + within % 2 * half + within / 2;
-    std::memcpy(result.raw() + static_cast<size_t>(to) * bytes,
-                t.raw() + static_cast<size_t>(row) * bytes, bytes);
+    const int64_t other = row - within + within % 2 * half + within / 2;
+    const auto from = static_cast<size_t>(to_file ? other : row);
+    const auto to = static_cast<size_t>(to_file ? row : other);
+    std::memcpy(result.raw() + to * bytes, source.raw() + from * bytes, bytes);
   }
   return result;
 }
 
-Tensor minus_one(const Tensor& t) {
+Tensor plus(const Tensor& t, float summand) {
   Tensor result = Tensor::empty(t.shape(), DType::kF32);
   const Tensor source = t.to(DType::kF32).contiguous();
-  for (int64_t i = 0; i < t.numel(); ++i) result.data<float>()[i] = source.data<float>()[i] - 1.0f;
+  for (int64_t i = 0; i < t.numel(); ++i)
+    result.data<float>()[i] = source.data<float>()[i] + summand;
   return result;
 }
 
 // A matrix of one row, which files keep as a vector.
 bool is_row(const std::string& name, const Shape& shape) {
   return name.ends_with("shared_expert_gate.weight") && shape.dims() == 1;
+}
+
+bool is_rotated(const std::string& name) {
+  return name.find("q_proj.") != std::string::npos || name.find("k_proj.") != std::string::npos;
 }
 
 class RenamedReader final : public CheckpointReader {
@@ -151,12 +157,9 @@ class RenamedReader final : public CheckpointReader {
     const auto it = file_names_.find(name);
     check(it != file_names_.end(), "tensor '{}' is missing", name);
     Tensor t = gguf_->read(it->second);
-    if (family_.permuted &&
-        (name.find("q_proj.") != std::string::npos || name.find("k_proj.") != std::string::npos)) {
-      return unpermute_rows(t, head_dim_);
-    }
+    if (family_.permuted && is_rotated(name)) return move_rows(t, head_dim_, /*to_file=*/false);
     if (is_row(name, t.shape())) return t.reshape({1, t.size(0)});
-    return family_.one_plus && name.ends_with("norm.weight") ? minus_one(t) : t;
+    return family_.one_plus && name.ends_with("norm.weight") ? plus(t, -1.0f) : t;
   }
 
  private:
@@ -337,6 +340,46 @@ GgufCheckpoint open_gguf_checkpoint(const std::string& path) {
   result.reader =
       std::make_unique<RenamedReader>(gguf, family, result.config["head_dim"].get<int64_t>());
   return result;
+}
+
+GgufNames::GgufNames(const std::string& architecture, int64_t head_dim) : head_dim_(head_dim) {
+  // Mistral's tensors are Llama's.
+  const std::string name = architecture == "MistralForCausalLM" ? "LlamaForCausalLM" : architecture;
+  std::string known;
+  for (const GgufFamily& family : kFamilies) {
+    known += (known.empty() ? "" : ", ") + std::string(family.architecture);
+    if (name != family.architecture) continue;
+    architecture_ = family.name;
+    permuted_ = family.permuted;
+    one_plus_ = family.one_plus;
+    renames_ = block_renames(family);
+    return;
+  }
+  fail("'{}' cannot be written as GGUF; {} can", architecture, known);
+}
+
+std::string GgufNames::name_of(const std::string& parameter) const {
+  if (parameter == "model.embed_tokens.weight") return "token_embd.weight";
+  if (parameter == "model.norm.weight") return "output_norm.weight";
+  if (parameter == "lm_head.weight") return "output.weight";
+  constexpr std::string_view kLayers = "model.layers.";
+  const size_t number_end = parameter.find('.', kLayers.size());
+  const size_t kind = parameter.rfind('.');
+  if (parameter.starts_with(kLayers) && number_end < kind) {
+    const std::string middle = parameter.substr(number_end + 1, kind - number_end - 1);
+    for (const auto& [file_name, name] : renames_) {
+      if (name == middle) {
+        return "blk." + parameter.substr(kLayers.size(), number_end - kLayers.size()) + "." +
+               file_name + parameter.substr(kind);
+      }
+    }
+  }
+  fail("tensor '{}' has no name in GGUF files of '{}'", parameter, architecture_);
+}
+
+Tensor GgufNames::value_of(const std::string& parameter, const Tensor& value) const {
+  if (permuted_ && is_rotated(parameter)) return move_rows(value, head_dim_, /*to_file=*/true);
+  return one_plus_ && parameter.ends_with("norm.weight") ? plus(value, 1.0f) : value;
 }
 
 }  // namespace reft

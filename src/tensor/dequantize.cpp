@@ -9,6 +9,7 @@
 
 #include "base/check.h"
 #include "tensor/float_types.h"
+#include "tensor/quantize_k.h"
 
 namespace reft {
 namespace {
@@ -458,6 +459,8 @@ void quantize_row(DType dtype, const float* values, void* blocks, int64_t elems)
       return quantize_blocks<quantize_q8_0>(dtype, values, blocks, elems);
     case DType::kMXFP4:
       return quantize_blocks<quantize_mxfp4>(dtype, values, blocks, elems);
+    case DType::kQ4_K:
+      return quantize_blocks<quantize_q4_k>(dtype, values, blocks, elems);
     default:
       fail("values cannot be quantised to {}", dtype_name(dtype));
   }

@@ -1,16 +1,13 @@
 #include "tensor/safetensors_writer.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <charconv>
 #include <cstring>
 #include <unordered_set>
 
 #include "base/file.h"
 #include "base/json.h"
+#include "base/temporary_file.h"
 #include "tensor/safetensors.h"
 
 namespace reft {
@@ -19,45 +16,6 @@ namespace {
 // What the reference implementation accepts at most.
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;
 constexpr size_t kAlignment = 64;
-
-// A file that is removed again unless it is committed.
-class TemporaryFile {
- public:
-  explicit TemporaryFile(std::string path)
-      : path_(std::move(path)), temporary_(fmt::format("{}.tmp-{}", path_, ::getpid())) {
-    fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    check(fd_ >= 0, "cannot create '{}': {}", temporary_, std::strerror(errno));
-  }
-  ~TemporaryFile() {
-    if (fd_ >= 0) ::close(fd_);
-    if (!committed_) ::unlink(temporary_.c_str());
-  }
-  TemporaryFile(const TemporaryFile&) = delete;
-  TemporaryFile& operator=(const TemporaryFile&) = delete;
-
-  void write(const void* data, size_t bytes) {
-    const char* at = static_cast<const char*>(data);
-    while (bytes > 0) {
-      const ssize_t written = ::write(fd_, at, bytes);
-      if (written < 0 && errno == EINTR) continue;
-      check(written >= 0, "cannot write '{}': {}", temporary_, std::strerror(errno));
-      at += written;
-      bytes -= static_cast<size_t>(written);
-    }
-  }
-  void commit() {
-    check(::fsync(fd_) == 0, "cannot sync '{}': {}", temporary_, std::strerror(errno));
-    check(::rename(temporary_.c_str(), path_.c_str()) == 0, "cannot rename '{}' to '{}': {}",
-          temporary_, path_, std::strerror(errno));
-    committed_ = true;
-  }
-
- private:
-  std::string path_;
-  std::string temporary_;
-  int fd_ = -1;
-  bool committed_ = false;
-};
 
 using Order = std::vector<const std::pair<std::string, Tensor>*>;
 

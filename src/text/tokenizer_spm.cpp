@@ -6,7 +6,7 @@
 
 #include "base/check.h"
 #include "text/bpe.h"
-#include "text/tokenizer_pipeline.h"
+#include "text/sentencepiece_file.h"
 #include "text/unicode.h"
 #include "text/unigram.h"
 
@@ -220,12 +220,12 @@ bool looks_like_sentencepiece(std::string_view bytes) {
   return bytes.size() > 3 && bytes[0] == '\n' && bytes[2] == '\n';
 }
 
-TokenizerParts parse_sentencepiece(std::string_view bytes, const std::string& what) {
-  SentencePieceSpec spec;
+SentencePieceFile read_sentencepiece(std::string_view bytes, const std::string& what) {
+  SentencePieceFile file;
+  auto& [spec, bos, eos, pad] = file;
   spec.remove_extra_whitespaces = true;
   spec.user_defined_in_text = true;
   int64_t model_type = 1;
-  int64_t bos = 1, eos = 2, pad = -1;
   for (ProtoReader model(bytes, what); model.next();) {
     if (model.field == 1) {
       SentencePieceSpec::Piece piece;
@@ -256,7 +256,13 @@ TokenizerParts parse_sentencepiece(std::string_view bytes, const std::string& wh
   check(model_type == 1 || model_type == 2,
         "{}: SentencePiece model type {} is not supported (unigram and BPE are)", what, model_type);
   spec.bpe = model_type == 2;
+  return file;
+}
+
+TokenizerParts parse_sentencepiece(std::string_view bytes, const std::string& what) {
+  auto [spec, bos, eos, pad] = read_sentencepiece(bytes, what);
   const auto size = int64_t(spec.pieces.size());
+  const bool bpe = spec.bpe;
   TokenizerParts parts = make_sentencepiece(std::move(spec), what);
   auto valid = [&](int64_t id) {
     return id >= 0 && id < size ? std::optional<int32_t>(int32_t(id)) : std::nullopt;
@@ -266,8 +272,8 @@ TokenizerParts parse_sentencepiece(std::string_view bytes, const std::string& wh
   parts.pad = valid(pad);
   // What the Python classes of the two kinds do by default: Llama begins with bos, T5 ends with
   // eos.
-  if (model_type == 2 && parts.bos) parts.prefix.push_back(*parts.bos);
-  if (model_type == 1 && parts.eos) parts.suffix.push_back(*parts.eos);
+  if (bpe && parts.bos) parts.prefix.push_back(*parts.bos);
+  if (!bpe && parts.eos) parts.suffix.push_back(*parts.eos);
   return parts;
 }
 

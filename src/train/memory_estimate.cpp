@@ -92,6 +92,7 @@ std::vector<MemoryRow> estimate_memory(const MemoryModel& m, const MemoryOptions
   const int64_t b = o.activation_bytes;
   std::vector<MemoryRow> rows;
   rows.push_back({"weights", m.weight_bytes, millions(m.parameters) + " parameters"});
+  if (m.reference_bytes > 0) rows.push_back({"reference model", m.reference_bytes, "frozen"});
   if (o.lora) {
     const int64_t bytes = row_bytes(o.trainable_dtype, trained);
     rows.push_back({"adapter", bytes, millions(trained) + " parameters"});

@@ -22,6 +22,7 @@ struct MemoryModel {
   int64_t embedding_parameters = 0;  // embedding and head, the part that Muon leaves to AdamW
   int64_t lora_parameters = 0;       // that an adapter would have
   int64_t weight_bytes = 0;          // of all weights as they lie in memory
+  int64_t reference_bytes = 0;       // of a second model that preferences are measured against
   int64_t hidden = 0, intermediate = 0, layers = 0, heads = 0, kv_heads = 0, head_dim = 0;
   int64_t vocab = 0;
   bool qk_norm = false;
@@ -51,7 +52,7 @@ struct MemoryRow {
 };
 
 // With T = batch_size · cutoff_len tokens, b bytes per value, P trained parameters:
-//   weights              as they lie in memory
+//   weights              as they lie in memory, and those of a reference model
 //   master weights       4 P where bfloat16 parameters keep a float32 copy
 //   gradients            4 P
 //   optimizer states     per P: AdamW 8 or, in bfloat16, 4; 8-bit 2.03; Muon 4 and 8 for the

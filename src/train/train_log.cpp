@@ -6,6 +6,7 @@
 #include <cstring>
 #include <filesystem>
 #include <limits>
+#include <map>
 
 #include "base/file.h"
 #include "base/json.h"
@@ -17,7 +18,7 @@ namespace {
 constexpr const char* kComponent = "train";
 constexpr double kMissing = std::numeric_limits<double>::quiet_NaN();
 
-// Means of loss and norm, sums of tokens, FLOPs and seconds, the largest of the rest.
+// Means of loss, norm and metrics, sums of tokens, FLOPs and seconds, the largest of the rest.
 StepRecord mean_of(const std::vector<StepRecord>& records) {
   StepRecord mean = records.back();
   const auto n = static_cast<double>(records.size());
@@ -32,6 +33,16 @@ StepRecord mean_of(const std::vector<StepRecord>& records) {
     mean.flops += r.flops;
     mean.seconds += r.seconds;
   }
+  mean.metrics.clear();
+  std::map<std::string, std::pair<double, double>> sums;
+  for (const StepRecord& r : records) {
+    for (const auto& [name, value] : r.metrics) {
+      auto& [sum, count] = sums[name];
+      sum += value;
+      ++count;
+    }
+  }
+  for (const auto& [name, sum] : sums) mean.metrics.emplace_back(name, sum.first / sum.second);
   return mean;
 }
 
@@ -45,6 +56,12 @@ double utilisation(const TrainLogOptions& options, const StepRecord& r) {
 std::string rate_text(double learning_rate) {
   const bool small = learning_rate > 0 && learning_rate < 1e-5;
   return small ? fmt::format("{:.3e}", learning_rate) : fmt::format("{:.7f}", learning_rate);
+}
+
+std::string metrics_text(const NamedValues& metrics) {
+  std::string text;
+  for (const auto& [name, value] : metrics) text += fmt::format(", {}: {:.4g}", name, value);
+  return text;
 }
 
 }  // namespace
@@ -142,9 +159,9 @@ void TrainLog::step(const StepRecord& record) {
 std::string step_line(const TrainLogOptions& options, const StepRecord& r,
                       double steps_per_second) {
   std::string line = fmt::format(
-      "[{}/{}] [{}/{}] loss: {:.5f}, lr: {}, seq_len: {}, grad_norm: {:.4g}, tokens/s: {}",
+      "[{}/{}] [{}/{}] loss: {:.5f}{}, lr: {}, seq_len: {}, grad_norm: {:.4g}, tokens/s: {}",
       options.rank, options.world_size, r.step, options.total_steps, r.loss,
-      rate_text(r.learning_rate), r.seq_len, r.grad_norm,
+      metrics_text(r.metrics), rate_text(r.learning_rate), r.seq_len, r.grad_norm,
       short_number(per_second(static_cast<double>(r.tokens), r.seconds)));
   if (const double mfu = utilisation(options, r); mfu > 0) {
     line += fmt::format(", MFU: {:.1f}%", 100 * mfu);
@@ -172,8 +189,12 @@ void TrainLog::print_pending() {
                 {"tokens", r.tokens},      {"seconds", r.seconds}, {"tokens_per_second", speed},
                 {"memory", r.memory_bytes}};
   if (mfu > 0) entry["mfu"] = mfu;
+  for (const auto& [name, value] : r.metrics) entry[name] = value;
   append(entry.dump());
   if (!tensorboard_) return;
+  for (const auto& [name, value] : r.metrics) {
+    tensorboard_->add_scalar("train/" + name, r.step, value);
+  }
   tensorboard_->add_scalar("train/loss", r.step, r.loss);
   tensorboard_->add_scalar("train/learning_rate", r.step, r.learning_rate);
   tensorboard_->add_scalar("train/grad_norm", r.step, r.grad_norm);
@@ -186,14 +207,23 @@ void TrainLog::print_pending() {
 void TrainLog::evaluation(const EvalRecord& r) {
   eval_.push_back({r.step, r.loss});
   if (!options_.quiet) {
-    note(fmt::format("[{}/{}] [{}/{}] eval_loss: {:.5f}, perplexity: {:.3f}, tokens: {}, {:.1f} s",
-                     options_.rank, options_.world_size, r.step, options_.total_steps, r.loss,
-                     std::exp(r.loss), r.tokens, r.seconds));
+    const std::string more = r.metrics.empty()
+                                 ? fmt::format(", perplexity: {:.3f}", std::exp(r.loss))
+                                 : metrics_text(r.metrics);
+    note(fmt::format("[{}/{}] [{}/{}] eval_loss: {:.5f}{}, tokens: {}, {:.1f} s", options_.rank,
+                     options_.world_size, r.step, options_.total_steps, r.loss, more, r.tokens,
+                     r.seconds));
   }
-  const Json entry = {
+  Json entry = {
       {"step", r.step}, {"eval_loss", r.loss}, {"eval_tokens", r.tokens}, {"seconds", r.seconds}};
+  for (const auto& [name, value] : r.metrics) entry["eval_" + name] = value;
   append(entry.dump());
-  if (tensorboard_) tensorboard_->add_scalar("eval/loss", r.step, r.loss);
+  if (tensorboard_) {
+    tensorboard_->add_scalar("eval/loss", r.step, r.loss);
+    for (const auto& [name, value] : r.metrics) {
+      tensorboard_->add_scalar("eval/" + name, r.step, value);
+    }
+  }
   flush();
 }
 

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/progress.h"
@@ -14,10 +15,12 @@
 
 namespace reft {
 
+using NamedValues = std::vector<std::pair<std::string, double>>;
+
 struct StepRecord {
   int64_t step = 0;  // optimizer steps done, this one included: counts from 1
   double epoch = 0;
-  double loss = 0;  // mean over the step's trained tokens
+  double loss = 0;  // mean over the step's trained tokens, pairs or rows
   double learning_rate = 0;
   double grad_norm = 0;  // before clipping
   int64_t seq_len = 0;   // longest sequence
@@ -25,6 +28,7 @@ struct StepRecord {
   double flops = 0;      // see step_flops(); 0: not known
   double seconds = 0;
   int64_t memory_bytes = 0;  // peak
+  NamedValues metrics;       // what the stage tells beside its loss: "rewards/margins" …
 };
 
 struct EvalRecord {
@@ -32,6 +36,7 @@ struct EvalRecord {
   double loss = 0;
   int64_t tokens = 0;  // trained ones
   double seconds = 0;
+  NamedValues metrics;
 };
 
 struct TrainLogOptions {

@@ -19,6 +19,7 @@
 #include "train/flops.h"
 #include "train/model_state.h"
 #include "train/neftune.h"
+#include "train/objective.h"
 #include "train/train_data.h"
 #include "train/train_log.h"
 
@@ -45,54 +46,34 @@ void log_lines(const std::string& text) {
   for (std::string line; std::getline(lines, line);) log_info("train", "{}", line);
 }
 
-// What the model sees of a micro-batch; rows without a label cost no logits.
-struct ModelBatch {
-  Batch batch;
-  Tensor labels;
-
-  ModelBatch(const TrainBatch& b, Device device) {
-    std::vector<int32_t> rows, targets;
-    for (size_t i = 0; i < b.labels.size(); ++i) {
-      if (b.labels[i] == kIgnored) continue;
-      rows.push_back(static_cast<int32_t>(i));
-      targets.push_back(b.labels[i]);
-    }
-    batch.token_ids = Tensor::from_vector(b.token_ids).to(device);
-    batch.positions = Tensor::from_vector(b.positions).to(device);
-    batch.attention.query_start = Tensor::from_vector(b.sequence_start).to(device);
-    batch.attention.max_query_len = b.max_sequence_len;
-    batch.logit_rows = Tensor::from_vector(rows).to(device);
-    labels = Tensor::from_vector(targets).to(device);
-  }
-};
-
-double sum_of(const Tensor& losses) {
-  double sum = 0;
-  for (const float loss : losses.to_vector<float>()) sum += double{loss};
-  return sum;
-}
-
 // What the micro-batches of a step have come to so far.
 struct Window {
   int64_t batches = 0;
-  double loss = 0;  // sum over the trained tokens
-  int64_t trained = 0;
+  double loss = 0;    // sum over the units
+  int64_t units = 0;  // what the loss is a mean over: trained tokens, pairs or rows
   int64_t tokens = 0;
   double squared_lengths = 0;
   int64_t seq_len = 0;
+  Metrics metrics;
 
   void add(const TrainBatch& batch) {
     ++batches;
-    trained += batch.num_trained;
     tokens += batch.num_tokens();
     seq_len = std::max(seq_len, batch.max_sequence_len);
     for (size_t i = 0; i + 1 < batch.sequence_start.size(); ++i) {
       squared_lengths += std::pow(batch.sequence_start[i + 1] - batch.sequence_start[i], 2);
     }
   }
-  Json to_json() const { return {batches, loss, trained, tokens, squared_lengths, seq_len}; }
+  void add(const LossSum& sum) {
+    loss += sum.loss;
+    units += sum.units;
+    metrics.add(sum.metrics);
+  }
+  Json to_json() const {
+    return {batches, loss, units, tokens, squared_lengths, seq_len, metrics.to_json()};
+  }
   static Window from_json(const Json& j) {
-    return {j.at(0), j.at(1), j.at(2), j.at(3), j.at(4), j.at(5)};
+    return {j.at(0), j.at(1), j.at(2), j.at(3), j.at(4), j.at(5), Metrics::from_json(j.at(6))};
   }
 };
 
@@ -100,7 +81,8 @@ struct Window {
 // would have come.
 Json identity_of(const TrainerOptions& o, const LoaderOptions& loader, DType dtype,
                  const LoraConfig& lora) {
-  Json identity = {{"batch_size", loader.batch_size},
+  Json identity = {{"stage", stage_name(o.encoder.stage)},
+                   {"batch_size", loader.batch_size},
                    {"grad_accumulation_steps", o.grad_accumulation_steps},
                    {"cutoff_len", o.encoder.cutoff_len},
                    {"packing", loader.packing},
@@ -119,9 +101,7 @@ Json identity_of(const TrainerOptions& o, const LoaderOptions& loader, DType dty
 }
 
 void check_options(const TrainerOptions& o) {
-  const Stage stage = o.encoder.stage;
-  check(stage == Stage::kPretrain || stage == Stage::kSft,
-        "--stage: only pt and sft are there yet");
+  check_preferences(o.encoder.stage, o.preference, o.load_pretrained, o.ref_model);
   check(!o.output_dir.empty(), "--checkpoint_dir is missing: where checkpoints and the model go");
   check(o.grad_accumulation_steps >= 1, "--grad_accumulation_steps must be at least 1, got {}",
         o.grad_accumulation_steps);
@@ -186,6 +166,7 @@ class Trainer {
  private:
   void load();
   void load_adapter();
+  void make_objective(const LoadOptions& load);
   void count_steps();
   void restore();
   void accumulate(const TrainBatch& batch);
@@ -195,6 +176,7 @@ class Trainer {
   void evaluate();
   void save();
   ModelOutput output();
+  void write_extra();
   void write_model();
   std::optional<std::string> start_point() const;
   double epoch() const;
@@ -206,6 +188,7 @@ class Trainer {
   LoadedModel model_;
   std::string source_;  // of the weights; empty: random ones
   FlopModel flops_;
+  std::unique_ptr<Objective> objective_;
   std::optional<Optimizer> optimizer_;
   LossGuard guard_;
   std::optional<LearningRateSchedule> schedule_;
@@ -224,7 +207,6 @@ class Trainer {
   int64_t saved_step_ = -1;       // of a checkpoint between two steps
   int64_t tested_step_ = -1;
   Window window_;
-  std::vector<Tensor> losses_;  // of micro-batches that are not in window_.loss yet
   Clock::time_point step_begin_;
 };
 
@@ -303,6 +285,11 @@ void Trainer::load() {
   } else {
     load.trainable = choose_trainable(*described, options_.fine_tuning, options_.freeze);
   }
+  if (options_.encoder.stage == Stage::kReward) {
+    load.trainable = [chosen = load.trainable](const std::string& name) {
+      return name != "lm_head.weight" && chosen(name);  // whose place the value head takes
+    };
+  }
   described->visit(
       [&](const std::string& name, Parameter& p) { p.trainable = load.trainable(name); });
 
@@ -319,6 +306,9 @@ void Trainer::load() {
                            .loss_chunk_bytes = loss_chunk_bytes(options_.device)};
   MemoryModel memory = memory_model_of(*described, dtype);
   if (adapts) memory.weight_bytes = loaded_bytes(path, load);
+  if (needs_reference(options_.encoder.stage, options_.preference)) {
+    memory.reference_bytes = memory.weight_bytes;
+  }
   log_lines(memory_report(
       memory, plan,
       on_cpu ? available_memory() : allocator_for(options_.device).device_memory().free));
@@ -335,7 +325,7 @@ void Trainer::load() {
   }
   flops_ = flop_model_of(*model_.model);
   forward_.recompute_layers = options_.recompute == Recompute::kFull ? info.num_layers : 0;
-  forward_.loss.in_backward = true;
+  make_objective(load);
   OptimizerOptions optimizer = options_.optimizer;
   optimizer.seed = options_.loader.mix.seed;
   std::vector<TrainParameter> parameters = train_parameters(*model_.model);
@@ -343,7 +333,25 @@ void Trainer::load() {
     if (options_.lora.loraplus_lr_ratio > 0 && p.name.ends_with(".lora_B.weight"))
       p.learning_rate_scale = options_.lora.loraplus_lr_ratio;
   }
+  for (TrainParameter& p : objective_->parameters()) parameters.push_back(std::move(p));
   optimizer_.emplace(std::move(parameters), optimizer);
+}
+
+// The reference is what the run began with, also when it is resumed; with LoRA its base.
+void Trainer::make_objective(const LoadOptions& load) {
+  ReferenceModel reference;
+  if (needs_reference(options_.encoder.stage, options_.preference)) {
+    const std::string& path = options_.ref_model.empty() ? options_.model_path : options_.ref_model;
+    log_info("train", "Reference model: {}", path);
+    LoadOptions frozen = load;
+    frozen.trainable = {};
+    frozen.load_format = "auto";
+    reference = load_reference(path, frozen, model_.model->info());
+  }
+  const std::string head = source_.empty() ? "" : resumed_.value_or(options_.model_path);
+  objective_ =
+      reft::make_objective(options_.encoder.stage, options_.preference, *model_.model,
+                           options_.device, std::move(reference), head, options_.loader.mix.seed);
 }
 
 void Trainer::load_adapter() {
@@ -417,8 +425,6 @@ void Trainer::accumulate(const TrainBatch& batch) {
   if (std::exchange(epoch_, loader_->epoch()) != loader_->epoch()) batches_in_epoch_ = 0;
   ++batches_in_epoch_;
   window_.add(batch);
-  if (batch.num_trained == 0) return;
-  const ModelBatch inputs(batch, options_.device);
   const auto pass = static_cast<uint64_t>(step_ * options_.grad_accumulation_steps +
                                           window_.batches);  // other draws every time
   if (dropout_ != nullptr) dropout_->pass = pass;
@@ -427,18 +433,11 @@ void Trainer::accumulate(const TrainBatch& batch) {
       add_neftune_noise(embedded, batch.sequence_start, alpha, options_.loader.mix.seed, pass);
     };
   }
-  Tape tape;
-  watch_parameters(tape, *model_.model);
-  const Tensor losses = model_.model->token_losses(inputs.batch, inputs.labels, forward_);
-  const std::vector<float> ones(static_cast<size_t>(losses.numel()), 1.0f);
-  tape.backward(losses, Tensor::from_vector(ones).to(options_.device));
-  losses_.push_back(losses);
+  window_.add(objective_->run(batch, forward_, /*backward=*/true));
 }
 
 // Reading them waits for the device: once a step.
-void Trainer::settle_losses() {
-  for (const Tensor& losses : std::exchange(losses_, {})) window_.loss += sum_of(losses);
-}
+void Trainer::settle_losses() { window_.loss += objective_->settle(); }
 
 // Sequences of ever other lengths leave blocks of ever other sizes behind, which are kept for
 // reuse: no more than twice what a micro-batch ever took.
@@ -456,10 +455,11 @@ void Trainer::finish_step() {
                     .learning_rate = schedule_->at(step_),
                     .seq_len = w.seq_len,
                     .tokens = w.tokens};
-  if (w.trained > 0) {
-    const auto trained = static_cast<double>(w.trained);
-    record.loss = w.loss / trained;
-    record.grad_norm = optimizer_->gradient_norm() / trained;
+  if (w.units > 0) {
+    const auto units = static_cast<double>(w.units);
+    record.loss = w.loss / units;
+    record.grad_norm = optimizer_->gradient_norm() / units;
+    record.metrics = w.metrics.means();
     const LossGuard::Verdict verdict =
         guard_.check_step(record.step, record.loss, record.grad_norm);
     if (verdict.action == GuardAction::kAbort) {
@@ -475,7 +475,7 @@ void Trainer::finish_step() {
     }
     if (verdict.action == GuardAction::kApply) {
       optimizer_->step(record.learning_rate,
-                       clip_scale(record.grad_norm, options_.max_grad_norm) / trained);
+                       clip_scale(record.grad_norm, options_.max_grad_norm) / units);
     }
     optimizer_->zero_gradients();
   } else {
@@ -496,15 +496,15 @@ void Trainer::evaluate() {
   const Clock::time_point begin = Clock::now();
   DataLoader loader(data_.validation, *data_.encoder);
   EvalRecord record{.step = step_};
+  Window all;
   TrainBatch batch;
   while (loader.next(&batch)) {
-    if (batch.num_trained == 0) continue;
-    const ModelBatch inputs(batch, options_.device);
-    record.loss += sum_of(model_.model->token_losses(inputs.batch, inputs.labels, {}));
+    all.add(objective_->run(batch, {}, /*backward=*/false));
     record.tokens += batch.num_trained;
     trim_memory();
   }
-  if (record.tokens > 0) record.loss /= static_cast<double>(record.tokens);
+  if (all.units > 0) record.loss = all.loss / static_cast<double>(all.units);
+  record.metrics = all.metrics.means();
   record.seconds = seconds_since(begin);
   log_->evaluation(record);
   tested_step_ = step_;
@@ -530,6 +530,9 @@ void Trainer::save() {
   contents.model = std::move(out.tensors);
   contents.files = std::move(out.files);
   contents.tensors["optimizer"] = optimizer_->state();
+  if (auto [stem, tensors] = objective_->extra_file(); !tensors.empty()) {
+    contents.tensors[stem] = std::move(tensors);
+  }
   if (window_.batches > 0) {
     for (const TrainParameter& p : optimizer_->parameters()) {
       contents.tensors["gradients"].emplace_back(p.name, p.grad);
@@ -555,10 +558,17 @@ ModelOutput Trainer::output() {
   return out;
 }
 
+void Trainer::write_extra() {
+  if (const auto [stem, extra] = objective_->extra_file(); !extra.empty()) {
+    write_safetensors(fmt::format("{}/{}.safetensors", options_.output_dir, stem), extra);
+  }
+}
+
 void Trainer::write_model() {
   ModelOutput out = output();
   if (dropout_ != nullptr) {
     write_model_folder(options_.output_dir, out.stem, out.tensors, out.files, INT64_MAX);
+    write_extra();
     log_info("train", "The adapter is in {}: reft serve --model {} --lora NAME={}",
              options_.output_dir, options_.model_path, options_.output_dir);
     return;
@@ -572,6 +582,7 @@ void Trainer::write_model() {
   }
   const ModelFiles& files = out.files;
   write_model_folder(options_.output_dir, out.stem, out.tensors, files, options_.max_shard_bytes);
+  write_extra();
   log_info("train", "The model is in {}", options_.output_dir);
   if (!files.contains("tokenizer.json") && !files.contains("tokenizer.model")) {
     const std::string& tokenizer =

@@ -1,11 +1,11 @@
-// A training run from its options to a model folder, or with LoRA an adapter's: stages pt and sft,
-// whole models, some of their layers or adapters.
+// A training run from its options to a model folder, or with LoRA an adapter's: texts,
+// conversations and preferences; whole models, some of their layers or adapters.
 //
-// The loss of a step is the mean over all trained tokens of its micro-batches: their gradients are
-// added up as sums and divided once, so that how a batch is cut into micro-batches changes nothing.
-// The last step of an epoch takes the micro-batches that are left. A step without a trained token
-// changes nothing. A run that is interrupted, at any micro-batch, and resumed gives the bits of one
-// that was not.
+// The loss of a step is the mean over all trained tokens of its micro-batches (stage kto: over
+// their rows, dpo and rm: pairs): gradients are added up as sums and divided once, so that how a
+// batch is cut into micro-batches changes nothing. The last step of an epoch takes the
+// micro-batches that are left. A step without a trained token changes nothing. A run that is
+// interrupted, at any micro-batch, and resumed gives the bits of one that was not.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +17,7 @@
 #include "train/loss_guard.h"
 #include "train/memory_estimate.h"
 #include "train/optimizer.h"
+#include "train/preference_loss.h"
 #include "train/schedule.h"
 #include "train/trainable.h"
 
@@ -35,6 +36,8 @@ struct TrainerOptions {
   FineTuning fine_tuning = FineTuning::kFull;
   FreezeOptions freeze;
   LoraOptions lora;
+  PreferenceOptions preference;  // stages dpo and kto
+  std::string ref_model;         // what they are measured against; empty: model_path
 
   // Data. The loader's mix also says the seed of everything random, and what share of the rows is
   // held out; −1: 0.01 where test_every is set, as far as rows fall into it, else none.

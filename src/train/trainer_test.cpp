@@ -354,7 +354,7 @@ TEST_F(TrainerTest, BadOptionsAreErrors) {
     change(o);
     EXPECT_THAT(error_of(o), HasSubstr(words));
   };
-  expect("--stage", [](TrainerOptions& o) { o.encoder.stage = Stage::kDpo; });
+  expect("--no-load_pretrained", [](TrainerOptions& o) { o.encoder.stage = Stage::kDpo; });
   expect("--checkpoint_dir", [](TrainerOptions& o) { o.output_dir.clear(); });
   expect("--epochs", [](TrainerOptions& o) { o.max_steps = 0, o.epochs = 0; });
   expect("--grad_accumulation_steps", [](TrainerOptions& o) { o.grad_accumulation_steps = 0; });

@@ -89,7 +89,9 @@ std::string dry_run(const LoaderOptions& options, const ExampleEncoder& encoder,
   TrainBatch batch;
   while (loader.next(&batch)) {
     for (size_t s = 0; s < batch.sequences.size(); ++s) {
-      if (size.sequences++ >= num_sequences) continue;
+      // Both sides of a pair are shown, or none.
+      const int64_t rejected = batch.sequences[s].role == TrainBatch::Role::kRejected ? 1 : 0;
+      if (size.sequences++ - rejected >= num_sequences) continue;
       show_sequence(options, tokenizer, batch, s, color, &out);
     }
     ++size.batches;

@@ -10,8 +10,9 @@ namespace reft {
 std::string show_tokens(const Tokenizer& tokenizer, std::span<const int32_t> ids,
                         std::span<const int32_t> labels, bool color);
 
-// The first `num_sequences` sequences of the first epoch, each under a line with its data set,
-// place and numbers of tokens, then the counts of a whole epoch. Throws what the loader throws.
+// The first `num_sequences` sequences of the first epoch (a pair that began is shown whole), each
+// under a line with its data set, place and numbers of tokens, then the counts of a whole epoch.
+// Throws what the loader throws.
 std::string dry_run(const LoaderOptions& options, const ExampleEncoder& encoder,
                     const Tokenizer& tokenizer, int64_t num_sequences, bool color);
 
