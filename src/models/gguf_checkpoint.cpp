@@ -374,7 +374,8 @@ std::string GgufNames::name_of(const std::string& parameter) const {
       }
     }
   }
-  fail("tensor '{}' has no name in GGUF files of '{}'", parameter, architecture_);
+  fail("tensor '{}' cannot be written as GGUF: it has no name in files of '{}'", parameter,
+       architecture_);
 }
 
 Tensor GgufNames::value_of(const std::string& parameter, const Tensor& value) const {

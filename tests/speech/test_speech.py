@@ -22,7 +22,7 @@ def model(client):
 
 
 def words_of(text):
-    return re.sub(r"[^a-z ]", "", text.lower()).split()
+    return re.sub(r"[^a-z ]", "", " ".join(text.lower().split())).split()
 
 
 def create(client, model, **options):
