@@ -53,7 +53,8 @@ LoraSlots::LoraSlots(CausalLmModel& model, Device device, int64_t num_slots, int
     linear->set_tables(std::move(tables));
     for (size_t i = 0; i < linear->parts().size(); ++i) {
       const std::string& name = linear->parts()[i].name;
-      targets_[name.empty() ? prefix : prefix + "." + name] = {linear, &linear->tables()[i]};
+      targets_[name.empty() ? prefix : fmt::format("{}.{}", prefix, name)] = {linear,
+                                                                              &linear->tables()[i]};
     }
   });
 }

@@ -178,7 +178,7 @@ std::map<std::string, Piece> hugging_face_names(int64_t encoder_layers, int64_t 
 // all (int16).
 class Ctranslate2Reader : public CheckpointReader {
  public:
-  Ctranslate2Reader(std::shared_ptr<const MappedFile> file, const Variables& variables,
+  Ctranslate2Reader(const std::shared_ptr<const MappedFile>& file, const Variables& variables,
                     const std::map<std::string, Piece>& names)
       : path_(file->path()) {
     const size_t index = table_.add_file(file);

@@ -142,7 +142,7 @@ class Mxfp4Reader final : public CheckpointReader {
     if (it == joined_.end()) return reader_->read(name);
     const Tensor blocks = reader_->read(name + std::string(kBlocks));
     const Tensor scales = reader_->read(name + std::string(kScales));
-    const Tensor result = Tensor::empty(it->second, DType::kMXFP4);
+    Tensor result = Tensor::empty(it->second, DType::kMXFP4);
     auto* to = reinterpret_cast<uint8_t*>(result.raw());
     compute_pool().parallel_for(scales.numel(), 4096, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
@@ -221,14 +221,14 @@ class GateUpReader final : public CheckpointReader {
   Tensor read(const std::string& name) const override {
     const auto it = sources_.find(name);
     if (it == sources_.end()) return reader_->read(name);
-    const Tensor first = reader_->read(it->second.first);
+    Tensor first = reader_->read(it->second.first);
     if (it->second.second.empty()) return first;
     const Tensor second = reader_->read(it->second.second);
     // Rows, or the elements of biases, in turns.
     const bool matrices = first.dims() == 3;
     const Shape shape = matrices ? Shape{first.size(0), 2 * first.size(1), first.size(2)}
                                  : Shape{first.size(0), 2 * first.size(1)};
-    const Tensor result = Tensor::empty(shape, first.dtype());
+    Tensor result = Tensor::empty(shape, first.dtype());
     const int64_t rows = first.size(0) * first.size(1);
     const int64_t bytes = first.nbytes() / std::max<int64_t>(rows, 1);
     compute_pool().parallel_for(rows, 256, [&](int64_t begin, int64_t end) {

@@ -19,7 +19,7 @@ GgufTensor rope_factors(const RopeParameters& rope, int64_t positions) {
   std::vector<float> factors = rope_frequencies(plain, positions).inv_freq;
   const std::vector<float> scaled = rope_frequencies(rope, positions).inv_freq;
   for (size_t i = 0; i < factors.size(); ++i) factors[i] /= scaled[i];
-  const Tensor tensor = Tensor::from_vector(factors);
+  Tensor tensor = Tensor::from_vector(factors);
   return {"rope_freqs.weight", DType::kF32, tensor.shape(), [tensor] { return tensor; }};
 }
 

@@ -32,7 +32,7 @@ struct FusedProduct {
 Tensor expert_matrix(const FusedProduct& p, int64_t e, bool pairs) {
   const Tensor file = p.file.rows(e, e + 1);
   const int64_t n = p.out(), k = p.in(), half = n / 2;
-  const Tensor matrix = Tensor::empty({n, k}, p.weights.dtype);
+  Tensor matrix = Tensor::empty({n, k}, p.weights.dtype);
   const auto source = [&](int64_t row) {
     return !pairs ? row : row < half ? 2 * row : 2 * (row - half) + 1;
   };

@@ -99,7 +99,7 @@ class Attend : public Module {
       : Module(parent, ""),
         size_(size),
         heads_(heads),
-        scale_(1.0f / std::sqrt(static_cast<float>(size / heads))),
+        scale_(1.0f / std::sqrt(static_cast<float>(size) / static_cast<float>(heads))),
         kv_(this, size, {{name + ".k_proj", size}, {name + ".v_proj", size}}, true),
         q_(this, name + ".q_proj", size, size, true),
         out_(this, name + ".out_proj", size, size, true),

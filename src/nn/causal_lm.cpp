@@ -31,9 +31,7 @@ void Embedding::finish_loading(Device device, DType compute) {
   if (is_trainable()) {
     check(is_float(weight_.dtype), "weights in {} cannot be trained", dtype_name(weight_.dtype));
     place(own_parameters()[0], weight_.data, device);
-  } else if (is_head_) {
-    prepare_weight(weight_, device, compute, /*keep_data=*/true);
-  } else if (device.type != DeviceType::kCpu && is_block_format(weight_.dtype)) {
+  } else if (is_head_ || (device.type != DeviceType::kCpu && is_block_format(weight_.dtype))) {
     prepare_weight(weight_, device, compute, /*keep_data=*/true);  // which can look rows up
   } else {
     weight_.data = weight_.data.to(device);

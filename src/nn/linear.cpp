@@ -32,7 +32,7 @@ Tensor stack(std::vector<Tensor>& parts, size_t first, size_t last) {
   int64_t rows = 0;
   for (size_t i = first; i < last; ++i) rows += parts[i].size(0);
   Shape shape = parts[first].dims() == 1 ? Shape{rows} : Shape{rows, parts[first].size(1)};
-  const Tensor all = Tensor::empty(shape, parts[first].dtype());
+  Tensor all = Tensor::empty(shape, parts[first].dtype());
   std::byte* to = all.raw();
   for (size_t i = first; i < last; ++i) {
     const Tensor part = parts[i].contiguous();
@@ -165,7 +165,7 @@ Tensor Linear::gated(const Tensor& x, Activation activation) const {
 Tensor Linear::squared_row_norms() const {
   Tensor sums;
   for (const Group& group : groups_) {
-    const Tensor part = reft::squared_row_norms(group.weight);
+    Tensor part = reft::squared_row_norms(group.weight);
     if (groups_.size() == 1) return part;
     if (!sums.defined()) sums = Tensor::empty({out_features_}, DType::kF32, part.device());
     sums.rows(group.begin, group.begin + part.numel()).copy_from(part);

@@ -30,7 +30,7 @@ Tensor ExpertLinear::join_parts(int64_t expert, size_t first, size_t last) {
   if (last == first + 1) return std::exchange(parts[first], {}).contiguous();
   int64_t rows = 0;
   for (size_t p = first; p < last; ++p) rows += part_rows_[p];
-  const Tensor joined = Tensor::empty({rows, in_features_}, parts[first].dtype());
+  Tensor joined = Tensor::empty({rows, in_features_}, parts[first].dtype());
   std::byte* to = joined.raw();
   for (size_t p = first; p < last; ++p) {
     const Tensor part = std::exchange(parts[p], {}).contiguous();

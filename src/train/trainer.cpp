@@ -429,7 +429,7 @@ void Trainer::accumulate(const TrainBatch& batch) {
                                           window_.batches);  // other draws every time
   if (dropout_ != nullptr) dropout_->pass = pass;
   if (const double alpha = options_.neftune_noise_alpha; alpha > 0) {
-    forward_.after_embedding = [&, pass](Tensor& embedded) {
+    forward_.after_embedding = [this, &batch, alpha, pass](Tensor& embedded) {
       add_neftune_noise(embedded, batch.sequence_start, alpha, options_.loader.mix.seed, pass);
     };
   }
